@@ -1,0 +1,136 @@
+"""One tree of errors, each with its HTTP status, OpenAI type and code.
+
+    TokenbusError                 500 internal_error
+    ├── InvalidRequest            400 invalid_value
+    │   ├── UnsupportedParameter  400 unsupported_parameter
+    │   ├── UnsupportedModel      400 unsupported_model      (an embedding model asked to chat)
+    │   └── ContextLengthExceeded 400 context_length_exceeded
+    ├── InvalidApiKey             401 invalid_api_key
+    ├── NotFound                  404 not_found
+    │   └── ModelNotFound         404 model_not_found
+    ├── MethodNotAllowed          405 method_not_allowed
+    ├── BodyTooLarge              413 body_too_large
+    ├── QueueFull                 429 queue_full
+    ├── EngineFailed              500 engine_error           (retryable)
+    ├── WorkerLost                500 worker_lost            (its workers died; given up)
+    ├── NoWorkers                 503 model_unavailable
+    ├── BusUnavailable            503 bus_unavailable
+    ├── ShuttingDown              503 shutting_down
+    └── DeadlineExceeded          504 deadline_exceeded
+
+`code` alone crosses Redis (in `Failed`), and `from_code` makes the same error of it on the other side.
+A process that cannot start raises `StartupError`: one line on stderr, exit code 2.
+"""
+
+from typing import Any, ClassVar
+
+
+class StartupError(Exception):
+    """What was asked for on the command line cannot be done; its text is the one line the user sees."""
+
+
+class TokenbusError(Exception):
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False  # may the gateway give the job to another worker?
+    _by_code: ClassVar[dict[str, type["TokenbusError"]]] = {}
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after  # seconds, for the Retry-After header
+
+    def __init_subclass__(cls) -> None:
+        TokenbusError._by_code[cls.code] = cls
+
+    @staticmethod
+    def from_code(code: str, message: str) -> "TokenbusError":
+        """The error that crossed Redis as `code`; an unknown code is an internal error."""
+        return TokenbusError._by_code.get(code, TokenbusError)(message)
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(TokenbusError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class UnsupportedModel(InvalidRequest):
+    code = "unsupported_model"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class InvalidApiKey(TokenbusError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotFound(TokenbusError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(TokenbusError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(TokenbusError):
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class QueueFull(TokenbusError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class EngineFailed(TokenbusError):
+    code = "engine_error"
+    retryable = True
+
+
+class WorkerLost(TokenbusError):
+    code = "worker_lost"
+
+
+class NoWorkers(TokenbusError):
+    status = 503
+    code = "model_unavailable"
+
+
+class BusUnavailable(TokenbusError):
+    status = 503
+    code = "bus_unavailable"
+
+
+class ShuttingDown(TokenbusError):
+    status = 503
+    code = "shutting_down"
+
+
+class DeadlineExceeded(TokenbusError):
+    status = 504
+    code = "deadline_exceeded"

@@ -1,0 +1,65 @@
+"""Every name in Redis, built here and never parsed back.
+
+Braces are literal: the hash tag that keeps all keys of one model in one cluster slot.
+"""
+
+from dataclasses import dataclass
+
+CLASSES = ("high", "normal", "batch")  # in the order in which workers serve them
+GROUP = "workers"  # the one consumer group of every job stream
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    namespace: str = "tokenbus"
+
+    def worker(self, model: str, worker: str) -> str:
+        """string WorkerInfo with a TTL: the lease."""
+        return f"{self.namespace}:worker:{{{model}}}:{worker}"
+
+    def workers(self, model: str) -> str:
+        """zset worker id -> last seen (s); an index, pruned, never trusted alone."""
+        return f"{self.namespace}:workers:{{{model}}}"
+
+    def models(self) -> str:
+        """hash name -> ModelRecord; tells 404 (never heard of) from 503 (nobody alive)."""
+        return f"{self.namespace}:models"
+
+    def jobs(self, model: str, job_class: str) -> str:
+        return f"{self.namespace}:jobs:{{{model}}}:{job_class}"
+
+    def job_streams(self, model: str) -> tuple[str, ...]:
+        return tuple(self.jobs(model, job_class) for job_class in CLASSES)
+
+    def inbox(self, model: str, worker: str) -> str:
+        """stream of one worker, only with addressed dispatch."""
+        return f"{self.namespace}:inbox:{{{model}}}:{worker}"
+
+    def dead(self, model: str) -> str:
+        return f"{self.namespace}:dead:{{{model}}}"
+
+    def cancelled(self, job: str) -> str:
+        return f"{self.namespace}:cancelled:{job}"
+
+    def gateway(self, gateway: str) -> str:
+        """string with a TTL: the gateway's lease."""
+        return f"{self.namespace}:gateway:{gateway}"
+
+    def trace(self, job: str) -> str:
+        return f"{self.namespace}:trace:{job}"
+
+    def payload(self, request: str) -> str:
+        """string: the list of a request's payloads, when too large to lie in each job."""
+        return f"{self.namespace}:payload:{request}"
+
+    def janitor(self) -> str:
+        """string with a TTL: the gateway that cleans up after the dead."""
+        return f"{self.namespace}:janitor"
+
+    def events(self, gateway: str) -> str:
+        """channel: frames from workers to one gateway."""
+        return f"{self.namespace}:events:{gateway}"
+
+    def control(self, worker: str) -> str:
+        """channel: abort and drain, to one worker."""
+        return f"{self.namespace}:control:{worker}"

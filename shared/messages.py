@@ -1,0 +1,190 @@
+"""What crosses Redis: frozen, versioned, JSON (so that redis-cli shows it), golden files in tests/unit/golden.
+
+gateway -> worker   Job (stream entry), Abort and Drain (control channel)
+worker -> gateway   Frame of Claimed, Delta, Finished, Failed, Released (event channel)
+worker -> everyone  WorkerInfo (its lease), ModelRecord (the catalogue)
+
+Fields that a reader does not know are skipped, so that two releases can share a bus.
+"""
+
+import secrets
+import socket
+from typing import Any, Literal
+
+import msgspec
+
+VERSION = 1
+INLINE_PAYLOAD_BYTES = 64 * 1024  # a larger payload lies once under Keys.payload
+EMBEDDING_INPUTS_PER_JOB = 64
+
+FinishReason = Literal["stop", "length"]
+Kind = Literal["chat", "completion", "embedding"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one sequence is drawn. `seed` is always set: the gateway draws one where the client gave none."""
+
+    seed: int
+    max_tokens: int | None = None  # None: as many as the context holds
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Where a sequence goes on: the completion's token ids so far, and how many characters its gateway has."""
+
+    token_ids: list[int]
+    chars_sent: int
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence (or up to 64 embedding inputs).
+
+    payload  chat: {"messages": [{"role", "content", ...}]}
+             completion: {"prompt": str | [int]}
+             embedding: {"inputs": [str | [int]]}
+             or an int: the index into the list under Keys.payload(request)
+    deadline in ms since the epoch; attempt counts re-issues, crashes those of them that a worker's death caused.
+    """
+
+    id: str
+    request: str
+    model: str
+    kind: Kind
+    payload: dict[str, Any] | int
+    sampling: SamplingParams
+    gateway: str
+    deadline: int
+    choice: int = 0
+    attempt: int = 0
+    crashes: int = 0
+    job_class: str = msgspec.field(name="class", default="normal")
+    resume: Resume | None = None
+    trace: str | None = None  # W3C traceparent
+    v: int = VERSION
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """In tokens. `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    job: str
+    attempt: int
+    worker: str
+
+
+class Claimed(_Event, tag="claimed", kw_only=True):
+    """The worker holds the job; `entry` is its stream entry. Carries no seq: the attempt's events follow it."""
+
+    stream: str
+    entry: str
+
+
+class Delta(_Event, tag="delta", kw_only=True):
+    """Progress of one job in one step. `text` may lag behind `token_ids` (held back for a stop string or half a
+    character). `embeddings` are base64 of little-endian float32, one per input."""
+
+    seq: int
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[dict[str, Any]] | None = None
+    embeddings: list[str] | None = None
+
+
+class Finished(_Event, tag="finished", kw_only=True):
+    seq: int
+    reason: FinishReason
+    usage: Usage
+
+
+class Failed(_Event, tag="failed", kw_only=True):
+    """`code` is one of shared.errors; `retryable`: another worker may do better."""
+
+    seq: int
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Released(_Event, tag="released", kw_only=True):
+    """Handed back at a token boundary by a worker that drains."""
+
+    seq: int
+
+
+Event = Claimed | Delta | Finished | Failed | Released
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One PUBLISH per gateway per engine step."""
+
+    events: list[Event]
+    v: int = VERSION
+
+
+class Abort(msgspec.Struct, frozen=True, tag_field="type", tag="abort"):
+    job: str
+    attempt: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag_field="type", tag="drain"):
+    pass
+
+
+Control = Abort | Drain
+
+WorkerState = Literal["ready", "draining"]
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of a worker's lease, rewritten at every renewal. `started` in s since the epoch."""
+
+    id: str
+    model: str
+    names: list[str]
+    fingerprint: str
+    engine: str
+    max_model_len: int
+    resumable: bool
+    state: WorkerState
+    slots: int
+    running: int
+    tokens_per_s: float
+    version: str
+    started: float
+    waiting_kv: int | None = None
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a name for 24 h. `last_seen` in s since the epoch, by Redis's clock."""
+
+    model: str
+    fingerprint: str
+    max_model_len: int
+    engine: str
+    worker: str
+    last_seen: float
+
+
+encode = msgspec.json.Encoder().encode
+decode_job = msgspec.json.Decoder(Job).decode
+decode_frame = msgspec.json.Decoder(Frame).decode
+decode_control = msgspec.json.Decoder(Control).decode
+decode_worker = msgspec.json.Decoder(WorkerInfo).decode
+decode_model = msgspec.json.Decoder(ModelRecord).decode
+
+
+def new_process_id() -> str:
+    """`host-xxxxxxxx`: random per process start, never reused."""
+    return f"{socket.gethostname().split('.')[0][:40]}-{secrets.token_hex(4)}"
