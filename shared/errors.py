@@ -34,7 +34,7 @@ class TokenbusError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False  # may the gateway give the job to another worker?
-    _by_code: ClassVar[dict[str, type["TokenbusError"]]] = {}
+    _by_code: ClassVar[dict[str, Any]] = {}  # code -> class
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -48,7 +48,8 @@ class TokenbusError(Exception):
     @staticmethod
     def from_code(code: str, message: str) -> "TokenbusError":
         """The error that crossed Redis as `code`; an unknown code is an internal error."""
-        return TokenbusError._by_code.get(code, TokenbusError)(message)
+        error: TokenbusError = TokenbusError._by_code.get(code, TokenbusError)(message)
+        return error
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""

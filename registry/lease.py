@@ -1,0 +1,111 @@
+"""The worker's side of the registry: names bound to weights, and a lease that a thread of its own renews.
+
+The thread has its own connection, since loading a model or a long prefill can hold the event loop for seconds.
+A thread would also keep a hung worker alive: it renews only while `healthy()` says that the rest moves.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from registry.directory import REMEMBERED_S
+from shared.connection import Redis, connect_thread
+from shared.errors import StartupError
+from shared.keys import Keys
+from shared.logging import get_logger
+from shared.messages import ModelRecord, WorkerInfo, encode
+from shared.queue import LEASE_MS, script
+
+log = get_logger(__name__)
+
+RENEW_S = 0.5
+BIND_EVERY_S = 1.0  # how often names are confirmed
+BINDING_FREE_AFTER_S = 5.0
+
+
+def _record(info: WorkerInfo) -> bytes:
+    return encode(
+        ModelRecord(
+            model=info.model,
+            fingerprint=info.fingerprint,
+            max_model_len=info.max_model_len,
+            engine=info.engine,
+            worker=info.id,
+            last_seen=0,
+        )
+    )
+
+
+def _bind_args(info: WorkerInfo) -> list[bytes | str | float]:
+    return [BINDING_FREE_AFTER_S, int(REMEMBERED_S), _record(info), *info.names]
+
+
+async def register(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+    """Bind the names, then write the lease. Raises StartupError when a name means other weights."""
+    refused = await redis.register_script(script("bind"))(keys=[keys.models()], args=_bind_args(info))
+    if refused:
+        name, worker, model, fingerprint = (part.decode() for part in refused)
+        why = "with other weights" if fingerprint != info.fingerprint else "and gives the names in another order"
+        raise StartupError(f"the name '{name}' is taken: worker {worker} serves '{model}' under it, {why}")
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.set(keys.worker(info.model, info.id), encode(info), px=LEASE_MS)
+        pipe.zadd(keys.workers(info.model), {info.id: time.time()})
+        await pipe.execute()
+
+
+async def deregister(redis: Redis, keys: Keys, model: str, worker: str) -> None:
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.delete(keys.worker(model, worker))
+        pipe.zrem(keys.workers(model), worker)
+        await pipe.execute()
+
+
+class LeaseKeeper:
+    """Renews one registered worker's lease until stopped or lost; a lost lease is never taken back."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        keys: Keys,
+        info: Callable[[], WorkerInfo],
+        healthy: Callable[[], bool],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._url = redis_url
+        self._keys = keys
+        self._info = info
+        self._healthy = healthy
+        self._on_lost = on_lost
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Idempotent; waits for a renewal under way, so that it cannot undo a deregistration."""
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        client = connect_thread(self._url)
+        renew, bind = client.register_script(script("renew")), client.register_script(script("bind"))
+        bound_at = time.monotonic()
+        while not self._stop.wait(RENEW_S):
+            if not self._healthy():
+                log.error("the worker does not move; its lease is not renewed")
+                continue
+            info = self._info()
+            leases = [self._keys.worker(info.model, info.id), self._keys.workers(info.model)]
+            try:
+                if not renew(keys=leases, args=[LEASE_MS, encode(info), info.id]):
+                    self._on_lost()
+                    return
+                if time.monotonic() - bound_at > BIND_EVERY_S:
+                    bind(keys=[self._keys.models()], args=_bind_args(info))
+                    bound_at = time.monotonic()
+            except (RedisError, OSError) as error:
+                log.warning("the lease could not be renewed: %s", error)
+        client.close()

@@ -1,0 +1,182 @@
+"""The acts on job streams: enqueue, claim, re-issue, settle, bury. PROTOCOL: "Who may do what"."""
+
+import random
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from shared.connection import Redis
+from shared.errors import QueueFull
+from shared.keys import CLASSES, GROUP, Keys
+from shared.logging import get_logger
+from shared.messages import INLINE_PAYLOAD_BYTES, Job, decode_job, encode
+
+log = get_logger(__name__)
+
+DispatchMethod = Literal["pull", "shortest_queue", "lottery"]
+
+LEASE_MS = 2500  # of workers and gateways alike; renewed every 500 ms
+DEAD_LETTERS = 1000  # per model
+PAYLOAD_SLACK_MS = 60_000  # keys of a job outlive its deadline by this much
+
+
+def script(name: str) -> str:
+    return files("shared").joinpath("lua", f"{name}.lua").read_text()
+
+
+class Entry(NamedTuple):
+    """Where a job lies: its stream, the id therein, and the worker if the stream is an inbox."""
+
+    stream: str
+    id: str
+    addressed_to: str = ""
+
+
+class Claim(NamedTuple):
+    entry: Entry
+    job: Job
+
+
+class JobQueue:
+    """The streams of all models."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._enqueue = redis.register_script(script("enqueue"))
+        self._claim = redis.register_script(script("claim"))
+        self._reissue = redis.register_script(script("reissue"))
+
+    # -- gateway ------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, jobs: Sequence[Job], max_queue: int, method: DispatchMethod) -> list[Entry]:
+        """All jobs of one request (one model, one class), or none. Raises QueueFull."""
+        first, keys = jobs[0], self._keys
+        jobs = await self._set_payloads_aside(jobs)
+        reply = await self._enqueue(
+            keys=[*keys.job_streams(first.model), keys.workers(first.model)],
+            args=[
+                GROUP,
+                max_queue,
+                CLASSES.index(first.job_class) + 1,
+                method,
+                keys.worker(first.model, ""),
+                keys.inbox(first.model, ""),
+                random.getrandbits(31),
+                *map(encode, jobs),
+            ],
+        )
+        if reply[0] == 0:
+            raise QueueFull(f"{reply[1]} requests wait for '{first.model}' already; try again later.")
+        return [Entry(*(part.decode() for part in reply[i : i + 3])) for i in range(1, len(reply), 3)]
+
+    async def _set_payloads_aside(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Large payloads go under one key of the request, each once; n choices of a prompt share theirs."""
+        distinct: list[Any] = []
+        for job in jobs:
+            if not any(job.payload is payload for payload in distinct):
+                distinct.append(job.payload)
+        blob = encode(distinct)
+        if len(blob) <= INLINE_PAYLOAD_BYTES:
+            return jobs
+        key = self._keys.payload(jobs[0].request)
+        await self._redis.set(key, blob, pxat=jobs[0].deadline + PAYLOAD_SLACK_MS)
+        index = {id(payload): i for i, payload in enumerate(distinct)}
+        return [msgspec.structs.replace(job, payload=index[id(job.payload)]) for job in jobs]
+
+    async def reissue(self, old: Entry, job: Job) -> Entry:
+        """The job's next attempt at the front class, in place of its old entry. `job.payload` is the original one."""
+        front = self._keys.jobs(job.model, CLASSES[0])
+        (job,) = await self._set_payloads_aside([job])
+        entry = await self._reissue(keys=[old.stream, front], args=[GROUP, old.id, encode(job)])
+        return Entry(front, entry.decode())
+
+    async def holder(self, entry: Entry) -> str | None:
+        """The worker that the entry was delivered to; None while it waits. Raises LookupError if it is gone."""
+        try:
+            rows = await self._redis.xpending_range(entry.stream, GROUP, entry.id, entry.id, 1)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            rows = []
+        if rows:
+            return str(rows[0]["consumer"].decode())
+        if not await self._redis.xrange(entry.stream, entry.id, entry.id, 1):
+            raise LookupError(entry)
+        return None
+
+    async def bury(self, job: Job, reason: str) -> None:
+        """Into the model's dead letters, for people to look at."""
+        await self._redis.xadd(
+            self._keys.dead(job.model), {"job": encode(job), "reason": reason}, maxlen=DEAD_LETTERS, approximate=True
+        )
+
+    # -- worker -------------------------------------------------------------------------------------------------
+
+    def streams_of(self, model: str, worker: str) -> list[str]:
+        """In the order in which a worker serves them."""
+        return [self._keys.inbox(model, worker), *self._keys.job_streams(model)]
+
+    async def create_groups(self, model: str, worker: str) -> None:
+        """From entry 0 on: a job may have been queued before anybody was there to read it."""
+        for stream in self.streams_of(model, worker):
+            try:
+                await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    async def claim(self, model: str, worker: str, free: int, block_ms: int) -> list[Claim]:
+        """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`.
+
+        Never cancel a blocking call: what it was being given would stay in the pending list.
+        """
+        try:
+            rows = await self._claim(
+                keys=[*self.streams_of(model, worker), self._keys.workers(model)],
+                args=[GROUP, worker, free, self._keys.worker(model, "")],
+            )
+            if not rows and block_ms:
+                rows = await self._read(model, worker, ">", count=1, block=block_ms)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            # A Redis without persistence came back empty.
+            log.warning("the consumer groups of %s are gone; creating them", model)
+            await self.create_groups(model, worker)
+            return []
+        return await self._claims(rows)
+
+    async def claimed_before(self, model: str, worker: str) -> list[Claim]:
+        """This worker's own pending list: what a lost read reply had delivered is in it."""
+        return await self._claims(await self._read(model, worker, "0", count=1000, block=None))
+
+    async def _read(self, model: str, worker: str, after: str, count: int, block: int | None) -> list[Any]:
+        streams = {stream: after for stream in self.streams_of(model, worker)}
+        reply = await self._redis.xreadgroup(GROUP, worker, streams, count=count, block=block)
+        return [(stream, entry, fields.get(b"job")) for stream, rows in reply or [] for entry, fields in rows]
+
+    async def _claims(self, rows: Iterable[Any]) -> list[Claim]:
+        claims, unreadable = [], []
+        for stream, entry, blob in rows:
+            where = Entry(stream.decode(), entry.decode())
+            try:
+                claims.append(Claim(where, decode_job(blob)))
+            except (msgspec.MsgspecError, TypeError) as error:
+                log.error("dropped entry %s of %s, which is no job: %s", where.id, where.stream, error)
+                unreadable.append(where)
+        if unreadable:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for where in unreadable:
+                    settle(pipe, where)
+                await pipe.execute()
+        return claims
+
+
+def settle(pipe: Any, entry: Entry) -> None:
+    """Acknowledge and delete, so that the stream's length is what waits and runs. Idempotent."""
+    pipe.xack(entry.stream, GROUP, entry.id)
+    pipe.xdel(entry.stream, entry.id)
