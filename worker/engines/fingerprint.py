@@ -1,0 +1,28 @@
+"""Telling weights apart: workers with equal fingerprints may continue each other's sequences."""
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import PreTrainedModel
+
+# Of a config: where it lay, what wrote it, and how it is computed. None of it changes what the model says.
+NOISE = frozenset({"transformers_version", "dtype", "torch_dtype", "name_or_path", "use_cache"})
+
+
+def fingerprint_of(config: dict[str, Any] | None, tokenizer: Any, model: PreTrainedModel, sizes: list[int]) -> str:
+    """16 hex digits. `sizes`: of the weight files, in bytes. The chat template counts: it makes the prompt."""
+    parts = {
+        "config": _without_noise(config or {}),
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "template": tokenizer.chat_template,
+        "tensors": sorted((name, list(tensor.shape)) for name, tensor in model.state_dict().items()),
+        "sizes": sizes,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_noise(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_noise(inner) for key, inner in value.items() if key not in NOISE and not key.startswith("_")}

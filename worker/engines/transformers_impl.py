@@ -1,0 +1,54 @@
+"""The transformers engine: generation and embeddings with plain torch and transformers modules.
+
+The kind of model at the path decides which stepper does the work (`generation.py` or `embedding.py`).
+"""
+
+from typing import Any
+
+from shared.errors import StartupError
+from worker.engines.base import Engine, EngineInfo, EngineRequest, Output, SteppedEngine, Stepper
+from worker.engines.options import EngineOptions
+
+
+def create(options: EngineOptions) -> Engine:
+    return SteppedEngine(TransformersStepper(options))
+
+
+class TransformersStepper:
+    """Finds out what kind of model it is, and hands everything on to the stepper for that kind."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+
+    def load(self) -> EngineInfo:
+        # torch takes a second to import, and may be missing: neither concerns who only names this engine.
+        try:
+            from worker.engines.checkpoint import Checkpoint
+            from worker.engines.embedding import EmbeddingStepper
+            from worker.engines.generation import GenerationStepper
+        except ImportError as error:
+            raise StartupError(
+                f"the transformers engine needs torch and transformers (pip install 'tokenbus[transformers]'): {error}"
+            ) from error
+        checkpoint = Checkpoint(self._options)
+        kind = GenerationStepper if checkpoint.task() == "generation" else EmbeddingStepper
+        self._stepper: Stepper = kind(checkpoint, self._options)
+        return self._stepper.load()
+
+    def prepare(self, request: EngineRequest) -> Any:
+        return self._stepper.prepare(request)
+
+    def add(self, prepared: Any) -> None:
+        self._stepper.add(prepared)
+
+    def abort(self, request_id: str) -> None:
+        self._stepper.abort(request_id)
+
+    def abort_all(self) -> list[str]:
+        return self._stepper.abort_all()
+
+    def has_work(self) -> bool:
+        return self._stepper.has_work()
+
+    def step(self) -> list[Output]:
+        return self._stepper.step()
