@@ -15,7 +15,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(context), skip_special_tokens=True)
+        # A stream whose context breaks off within a character would give out the context too.
+        whole = not tokenizer.decode(context).endswith("\ufffd")
+        self._stream = DecodeStream(ids=list(context) if whole else [], skip_special_tokens=True)
 
     def push(self, token_id: int) -> str:
         return self._stream.step(self._tokenizer, token_id) or ""

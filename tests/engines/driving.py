@@ -1,0 +1,120 @@
+"""Drives a Stepper by hand, step by step, and makes the reference that its tokens must equal."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shared.errors import TokenbusError
+from shared.messages import FinishReason, Resume, SamplingParams, Usage
+from worker.engines.base import EngineInfo, EngineRequest, Output, Stepper
+
+Payload = str | list[int] | dict[str, Any]
+SaveModel = Callable[..., Path]
+
+
+class Answer:
+    """What a request was answered so far."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.embeddings: list[str] | None = None
+        self.finish_reason: FinishReason | None = None
+        self.usage: Usage | None = None
+        self.error: TokenbusError | None = None
+
+    def take(self, output: Output) -> None:
+        assert not self.ended, "an output after the end"
+        self.text += output.text
+        self.texts.append(output.text)
+        self.token_ids += output.token_ids
+        self.embeddings = output.embeddings or self.embeddings
+        self.finish_reason, self.usage, self.error = output.finish_reason, output.usage, output.error
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+class Stepping:
+    """A loaded stepper and the answers that it gave."""
+
+    def __init__(self, stepper: Stepper, info: EngineInfo) -> None:
+        self.stepper = stepper
+        self.info = info
+        self.answers: dict[str, Answer] = {}
+        self._names = (f"r{number}" for number in itertools.count())
+
+    def forget(self) -> None:
+        self.stepper.abort_all()
+        self.answers.clear()
+
+    def submit(
+        self,
+        payload: str | list[int] | dict[str, Any],
+        *,
+        choice: int = 0,
+        resume: Resume | None = None,
+        **sampling: Any,
+    ) -> str:
+        """A completion of a text or of ids; a dict is any other payload, of the kind that its key tells."""
+        request_id = next(self._names)
+        if not isinstance(payload, dict):
+            payload = {"prompt": payload}
+        kind = {"prompt": "completion", "messages": "chat", "inputs": "embedding"}[next(iter(payload))]
+        sampling = {"seed": 0, "temperature": 0.0, **sampling}
+        request = EngineRequest(request_id, kind, payload, SamplingParams(**sampling), choice, resume)  # type: ignore[arg-type]
+        self.stepper.add(self.stepper.prepare(request))
+        self.answers[request_id] = Answer()
+        return request_id
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            for output in self.stepper.step():
+                self.answers[output.id].take(output)
+
+    def finish(self) -> None:
+        for _ in range(5000):
+            if not self.stepper.has_work():
+                return
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def abort(self, request_id: str) -> None:
+        self.stepper.abort(request_id)
+        del self.answers[request_id]
+
+    def answer(self, payload: Payload, **options: Any) -> Answer:
+        """The whole answer to one request."""
+        request_id = self.submit(payload, **options)
+        self.finish()
+        return self.answers[request_id]
+
+    def alone(self, requests: Iterable[dict[str, Any]]) -> list[Answer]:
+        return [self.answer(**request) for request in requests]
+
+
+class Reference:
+    """transformers' own `generate`, one prompt at a time."""
+
+    def __init__(self, path: Path | str, **arguments: Any) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **arguments).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
+
+    def greedy(self, prompt: str | list[int], tokens: int, **options: Any) -> list[int]:
+        ids = self.tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
+        given = torch.tensor([ids])
+        out = self.model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            **options,
+        )
+        return list(out[0, len(ids) :].tolist())

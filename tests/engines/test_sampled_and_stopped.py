@@ -1,0 +1,99 @@
+"""Seeds, penalties, stop strings and split characters, alone and in a crowd."""
+
+from typing import Any
+
+import pytest
+from driving import Answer, Reference, Stepping
+
+RANDOM: dict[str, Any] = {"temperature": 1.5, "max_tokens": 30}
+REQUESTS: list[dict[str, Any]] = [
+    {"payload": "the quick", **RANDOM, "seed": 1},
+    {"payload": "the quick", **RANDOM, "seed": 2, "top_p": 0.8},
+    {"payload": "hello world", **RANDOM, "seed": 2, "top_k": 7},
+    {"payload": "hello", **RANDOM, "seed": -5, "min_p": 0.05},
+    {"payload": "Zwölf Boxkämpfer", **RANDOM, "seed": 2**70 + 1, "repetition_penalty": 1.4},
+    {"payload": "stop", **RANDOM, "seed": 9, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"payload": "0 1 2 3", "max_tokens": 25},
+    {"payload": "a", **RANDOM, "seed": 1, "choice": 3},
+]
+
+
+def test_a_seeded_answer_is_the_same_alone_and_in_a_crowd(engine: Stepping) -> None:
+    alone = engine.alone(REQUESTS)
+    crowd = []
+    for request in REQUESTS:
+        crowd.append(engine.submit(**request))
+        engine.step(2)
+    engine.finish()
+    for expected, request_id in zip(alone, crowd, strict=True):
+        assert engine.answers[request_id].token_ids == expected.token_ids
+        assert engine.answers[request_id].text == expected.text
+
+
+def test_other_seeds_and_other_choices_give_other_answers(engine: Stepping) -> None:
+    request = {"payload": "the quick", "temperature": 1.5, "max_tokens": 12}
+    answers = [engine.answer(**request, seed=seed, choice=choice) for seed in (1, 2) for choice in (0, 1)]
+    assert len({tuple(answer.token_ids) for answer in answers}) == 4
+
+
+def test_a_repetition_penalty_gives_the_tokens_of_generate(engine: Stepping, reference: Reference) -> None:
+    got = engine.answer("the quick", repetition_penalty=1.8, max_tokens=20).token_ids
+    assert got == reference.greedy("the quick", 20, repetition_penalty=1.8)
+    assert got != reference.greedy("the quick", 20)
+
+
+def test_a_frequency_penalty_keeps_tokens_from_coming_again(engine: Stepping) -> None:
+    # Greedy rows of a random model fall into a loop; a heavy penalty on what came forbids that.
+    ids = engine.answer("the quick", frequency_penalty=1000.0, max_tokens=60).token_ids
+    assert len(set(ids)) == len(ids)
+
+
+def spelled(engine: Stepping) -> Answer:
+    """A long answer of readable text."""
+    return engine.answer("the quick", max_tokens=40)
+
+
+def test_a_stop_string_over_several_tokens_ends_the_answer_and_never_leaks(engine: Stepping) -> None:
+    whole = spelled(engine)
+    for start in range(0, len(whole.text) - 6):
+        stop = whole.text[start : start + 6]
+        answer = engine.answer("the quick", max_tokens=40, stop=(stop,))
+        cut = whole.text.index(stop)
+        assert answer.finish_reason == "stop"
+        assert answer.text == whole.text[:cut]
+        assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+        seen = ""
+        for text in answer.texts:
+            seen += text
+            assert whole.text[:cut].startswith(seen)
+
+
+def test_text_that_was_held_back_comes_at_the_end(engine: Stepping) -> None:
+    whole = spelled(engine)
+    answer = engine.answer("the quick", max_tokens=40, stop=(whole.text[-5:] + "?",))
+    assert (answer.text, answer.finish_reason) == (whole.text, "length")
+
+
+def test_split_characters_come_out_whole(engine: Stepping, reference: Reference) -> None:
+    """A random model speaks bytes: most of what it says is half characters."""
+    answer = engine.answer("über", temperature=3.0, seed=3, max_tokens=120)
+    whole = reference.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+    assert whole.startswith(answer.text)
+    assert set(whole[len(answer.text) :]) <= {"\ufffd"}
+    assert not answer.texts[-1].endswith("\ufffd")
+
+
+@pytest.mark.parametrize("request_", REQUESTS[:3])
+def test_one_request_that_fails_does_not_hurt_its_neighbour(
+    engine: Stepping, monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any]
+) -> None:
+    expected = engine.answer(**request_)
+    neighbour = engine.submit(**request_)
+    failing = engine.submit("hello", max_tokens=30)
+    sequence = engine.stepper._stepper.waiting[-1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(sequence, "output", lambda token_ids: 1 / 0)
+    engine.finish()
+    assert engine.answers[neighbour].token_ids == expected.token_ids
+    error = engine.answers[failing].error
+    assert error is not None
+    assert error.retryable
