@@ -86,12 +86,16 @@ class Directory:
                 raise BusUnavailable("The message bus is unavailable; try again shortly.", retry_after=2) from error
         record = self.snapshot.names.get(name)
         if record is None:
-            raise ModelNotFound(self._not_found(name), param="model")
+            raise ModelNotFound(self.not_found(name), param="model")
         if not self.snapshot.is_live(name):
             raise NoWorkers(f"No worker serves '{name}' at the moment.", param="model", retry_after=5)
         return record
 
-    def _not_found(self, name: str) -> str:
+    def first_started(self, model: str) -> int:
+        """When the oldest living worker of a model started, in s since the epoch."""
+        return int(min((worker.started for worker in self.snapshot.workers.get(model, ())), default=0))
+
+    def not_found(self, name: str) -> str:
         near = nearest(name, self.snapshot.live_names() or list(self.snapshot.names))
         hint = f" Did you mean '{near}'?" if near else ""
         return f"The model '{name}' does not exist.{hint}"

@@ -18,7 +18,7 @@ from shared.logging import get_logger
 
 log = get_logger(__name__)
 
-Redis = redis.asyncio.Redis
+Redis = Any  # redis.asyncio.Redis: its reply types are unions over protocols and modes that we pin
 BUS_ERRORS: tuple[type[BaseException], ...] = (RedisError, OSError, asyncio.TimeoutError)
 MAX_CONNECTIONS = 64  # further commands wait for one; the library's own pool would raise instead
 
@@ -42,7 +42,7 @@ def connect(url: str) -> Redis:
     return redis.asyncio.Redis.from_pool(pool)
 
 
-def connect_thread(url: str) -> "redis.Redis[bytes]":
+def connect_thread(url: str) -> Any:
     """A client for one thread, with timeouts: whoever holds a lease must notice when it cannot renew it."""
     return redis.Redis.from_url(
         url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0), protocol=2

@@ -84,14 +84,14 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_d
     worker: str
 
 
-class Claimed(_Event, tag="claimed", kw_only=True):
+class Claimed(_Event, frozen=True, kw_only=True, tag="claimed"):
     """The worker holds the job; `entry` is its stream entry. Carries no seq: the attempt's events follow it."""
 
     stream: str
     entry: str
 
 
-class Delta(_Event, tag="delta", kw_only=True):
+class Delta(_Event, frozen=True, kw_only=True, tag="delta"):
     """Progress of one job in one step. `text` may lag behind `token_ids` (held back for a stop string or half a
     character). `embeddings` are base64 of little-endian float32, one per input."""
 
@@ -102,13 +102,13 @@ class Delta(_Event, tag="delta", kw_only=True):
     embeddings: list[str] | None = None
 
 
-class Finished(_Event, tag="finished", kw_only=True):
+class Finished(_Event, frozen=True, kw_only=True, tag="finished"):
     seq: int
     reason: FinishReason
     usage: Usage
 
 
-class Failed(_Event, tag="failed", kw_only=True):
+class Failed(_Event, frozen=True, kw_only=True, tag="failed"):
     """`code` is one of shared.errors; `retryable`: another worker may do better."""
 
     seq: int
@@ -117,7 +117,7 @@ class Failed(_Event, tag="failed", kw_only=True):
     retryable: bool = False
 
 
-class Released(_Event, tag="released", kw_only=True):
+class Released(_Event, frozen=True, kw_only=True, tag="released"):
     """Handed back at a token boundary by a worker that drains."""
 
     seq: int

@@ -1,4 +1,4 @@
-"""The acts on job streams: enqueue, claim, re-issue, settle, bury. PROTOCOL: "Who may do what"."""
+"""The acts on job streams: enqueue, claim, re-issue, settle. PROTOCOL: "Who may do what"."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,6 @@ log = get_logger(__name__)
 DispatchMethod = Literal["pull", "shortest_queue", "lottery"]
 
 LEASE_MS = 2500  # of workers and gateways alike; renewed every 500 ms
-DEAD_LETTERS = 1000  # per model
 PAYLOAD_SLACK_MS = 60_000  # keys of a job outlive its deadline by this much
 
 
@@ -49,6 +48,7 @@ class JobQueue:
         self._enqueue = redis.register_script(script("enqueue"))
         self._claim = redis.register_script(script("claim"))
         self._reissue = redis.register_script(script("reissue"))
+        self._forget = redis.register_script(script("forget"))
 
     # -- gateway ------------------------------------------------------------------------------------------------
 
@@ -94,25 +94,30 @@ class JobQueue:
         entry = await self._reissue(keys=[old.stream, front], args=[GROUP, old.id, encode(job)])
         return Entry(front, entry.decode())
 
-    async def holder(self, entry: Entry) -> str | None:
-        """The worker that the entry was delivered to; None while it waits. Raises LookupError if it is gone."""
-        try:
-            rows = await self._redis.xpending_range(entry.stream, GROUP, entry.id, entry.id, 1)
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-            rows = []
-        if rows:
-            return str(rows[0]["consumer"].decode())
-        if not await self._redis.xrange(entry.stream, entry.id, entry.id, 1):
-            raise LookupError(entry)
-        return None
+    async def consumers(self, model: str) -> set[str]:
+        """Workers to whom entries of the model's streams were delivered and are not settled."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for stream in self._keys.job_streams(model):
+                pipe.xpending(stream, GROUP)
+            replies = await pipe.execute(raise_on_error=False)
+        summaries = [reply for reply in replies if isinstance(reply, dict)]  # a missing group answers with an error
+        return {row["name"].decode() for summary in summaries for row in summary["consumers"]}
 
-    async def bury(self, job: Job, reason: str) -> None:
-        """Into the model's dead letters, for people to look at."""
-        await self._redis.xadd(
-            self._keys.dead(job.model), {"job": encode(job), "reason": reason}, maxlen=DEAD_LETTERS, approximate=True
-        )
+    async def pending_of(self, model: str, worker: str) -> set[Entry]:
+        """What was delivered to one worker from the model's streams and is not settled."""
+        found: set[Entry] = set()
+        for stream in self._keys.job_streams(model):
+            rows = await self._redis.xpending_range(stream, GROUP, "-", "+", 1000, consumername=worker)
+            found |= {Entry(stream, row["message_id"].decode()) for row in rows}
+        return found
+
+    async def missing(self, entries: Sequence[Entry]) -> set[Entry]:
+        """Those of the entries that are in no stream any more."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for entry in entries:
+                pipe.xrange(entry.stream, entry.id, entry.id, 1)
+            replies = await pipe.execute()
+        return {entry for entry, rows in zip(entries, replies, strict=True) if not rows}
 
     # -- worker -------------------------------------------------------------------------------------------------
 
@@ -154,10 +159,26 @@ class JobQueue:
         """This worker's own pending list: what a lost read reply had delivered is in it."""
         return await self._claims(await self._read(model, worker, "0", count=1000, block=None))
 
+    async def claim_inbox(self, model: str, worker: str) -> list[Claim]:
+        """All that was addressed to this worker and not claimed yet: a worker that leaves hands it back."""
+        inbox = self._keys.inbox(model, worker)
+        reply = await self._redis.xreadgroup(GROUP, worker, {inbox: ">"}, count=1000)
+        return await self._claims(
+            (stream, id, (fields or {}).get(b"job")) for stream, rows in reply for id, fields in rows
+        )
+
+    async def leave(self, model: str, worker: str) -> None:
+        """Take this worker's consumers and its inbox away, as far as nothing is left in them."""
+        inbox, *streams = self.streams_of(model, worker)
+        for stream in streams:
+            await self._forget(keys=[stream], args=[GROUP, worker])
+        if not await self._redis.xlen(inbox):
+            await self._redis.delete(inbox)
+
     async def _read(self, model: str, worker: str, after: str, count: int, block: int | None) -> list[Any]:
         streams = {stream: after for stream in self.streams_of(model, worker)}
         reply = await self._redis.xreadgroup(GROUP, worker, streams, count=count, block=block)
-        return [(stream, entry, fields.get(b"job")) for stream, rows in reply or [] for entry, fields in rows]
+        return [(stream, entry, (fields or {}).get(b"job")) for stream, rows in reply or [] for entry, fields in rows]
 
     async def _claims(self, rows: Iterable[Any]) -> list[Claim]:
         claims, unreadable = [], []

@@ -1,8 +1,9 @@
 """Settings of one process: flag > environment (TOKENBUS_*) > file (TOKENBUS_CONFIG, TOML) > default."""
 
+import argparse
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
@@ -20,6 +21,13 @@ from shared.errors import StartupError
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 CommaList = Annotated[list[str], NoDecode, BeforeValidator(_split)]  # typed as a,b,c
@@ -45,7 +53,9 @@ class ProcessSettings(BaseSettings):
         description="redis[s]://[user:password@]host:port/db; environment REDIS_URL",
     )
     namespace: str = Field("tokenbus", description="prefix of every key and channel in Redis")
-    log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning, error")
+    log_level: str = Field(
+        "info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning, error"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -63,8 +73,9 @@ class ProcessSettings(BaseSettings):
     def read(cls, prog: str, argv: Sequence[str]) -> Self:
         """Parse flags (exits 2 on an unknown one, 0 on --help). Raises StartupError for a value that does not fit."""
         try:
-            source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_prog_name=prog, cli_parse_args=list(argv))
-            return cls(_cli_settings_source=source)
+            parser = _OneLineParser(prog=prog, description=cls.__doc__, allow_abbrev=False)
+            source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_parse_args=list(argv), root_parser=parser)
+            return cls(_cli_settings_source=source)  # type: ignore[call-arg]
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else ""

@@ -20,7 +20,7 @@ for i = 1, 4 do
     if share > 0 then
       local reply = redis.call('XREADGROUP', 'GROUP', group, worker, 'COUNT', math.min(free, share), 'STREAMS', stream, '>')
       for _, entry in ipairs(reply and reply[1][2] or {}) do
-        table.insert(claimed, {stream, entry[1], entry[2][2]})
+        table.insert(claimed, {stream, entry[1], entry[2][2] or ''})
         free = free - 1
       end
     end

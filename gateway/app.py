@@ -1,0 +1,272 @@
+"""The FastAPI application: routes, errors in OpenAI's shape, and the tasks that live as long as it does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from gateway.generate import Answer, Generator
+from gateway.hub import Hub
+from gateway.metrics import Metrics
+from gateway.middleware import ApiKeys, BodyLimit, RequestId
+from gateway.responses import EmbeddingResponse, StreamResponse, TextResponse, error_response, json_response
+from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Unsupported
+from gateway.watch import Watch
+from registry.directory import Directory
+from registry.janitor import Janitor
+from shared import __version__
+from shared.connection import BUS_ERRORS, Redis, connect, wait_for_redis
+from shared.errors import (
+    BusUnavailable,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    ShuttingDown,
+    TokenbusError,
+    UnsupportedParameter,
+)
+from shared.keys import Keys
+from shared.logging import get_logger
+from shared.messages import ModelRecord, new_process_id
+from shared.queue import DispatchMethod
+
+log = get_logger(__name__)
+
+Model = TypeVar("Model", bound=BaseModel)
+READY_WITHIN_S = 1.0
+
+
+class Gateway:
+    """The parts of one gateway process, and their start and end."""
+
+    def __init__(
+        self,
+        *,
+        redis_url: str,
+        namespace: str,
+        dispatch_method: DispatchMethod,
+        max_queue: int,
+        request_timeout: float,
+        stall_timeout: float,
+        no_worker_timeout: float,
+        default_max_tokens: int | None,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.redis: Redis = connect(redis_url)
+        self._redis_url = redis_url
+        self._on_fatal = on_fatal
+        self.metrics = Metrics()
+        self.stopping = False
+        keys, id = Keys(namespace), new_process_id()
+        self.hub = Hub(self.redis, keys, id, self.metrics, max_queue, dispatch_method)
+        self.directory = Directory(self.redis, keys)
+        self.generator = Generator(self.hub, self.directory, request_timeout, default_max_tokens)
+        self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
+        self._janitor = Janitor(self.redis, keys, id)
+
+    async def run(self) -> None:
+        """Until cancelled. A part that dies takes the process with it: no half-dead gateways."""
+        try:
+            await wait_for_redis(self.redis, self._redis_url)
+            async with asyncio.TaskGroup() as tasks:
+                for part in (self.hub, self.directory, self._watch, self._janitor):
+                    tasks.create_task(part.run(), name=type(part).__name__)
+        except Exception as error:
+            self._on_fatal(error)
+
+    async def is_ready(self) -> bool:
+        if self.stopping or not self.hub.is_subscribed:
+            return False
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                return bool(await self.redis.ping())
+        except BUS_ERRORS:
+            return False
+
+    def stop(self, grace: float) -> None:
+        """Accept nothing more; what is open has `grace` seconds, then it fails with an error of its own."""
+        if not self.stopping:
+            self.stopping = True
+            error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
+            asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
+
+    async def accept(self, submitted: Awaitable[Answer]) -> Answer:
+        """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
+        try:
+            if self.stopping:
+                raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
+            return await submitted
+        except BUS_ERRORS as error:
+            log.warning("a request was not accepted: %r", error)
+            refusal: TokenbusError = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
+        except TokenbusError as error:
+            refusal = error
+        self.metrics.refused.labels("", refusal.code).inc()
+        raise refusal
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(self.run(), name="gateway")
+        try:
+            yield
+        finally:
+            await self.hub.close()
+            running.cancel()
+            await asyncio.wait({running})
+            await self.redis.aclose()
+
+
+async def read_body(request: Request, schema: type[Model]) -> Model:
+    """Raises InvalidRequest with the parameter that is wrong."""
+    body = await request.body()
+    try:
+        return schema.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
+    except Unsupported as error:
+        raise UnsupportedParameter(str(error), param=error.param) from None
+    except ValidationError as error:
+        raise _invalid(error) from None
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    path = [str(part) for part in first["loc"]]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"Unrecognized request argument supplied: {'.'.join(path)}", param=path[0])
+    if not path:
+        return InvalidRequest(reason)
+    return InvalidRequest(f"Invalid value for '{'.'.join(path[:3])}': {reason}", param=path[0])
+
+
+def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[str], max_body_bytes: int) -> FastAPI:
+    app = FastAPI(
+        title="Tokenbus",
+        version=__version__,
+        lifespan=gateway.lifespan,
+        middleware=[
+            Middleware(RequestId),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            ),
+            Middleware(ApiKeys, keys=api_keys),
+            Middleware(BodyLimit, limit=max_body_bytes),
+        ],
+        exception_handlers={TokenbusError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
+    )
+    _add_health(app, gateway)
+    _add_models(app, gateway)
+    _add_generation(app, gateway)
+    return app
+
+
+def _add_health(app: FastAPI, gateway: Gateway) -> None:
+    async def alive() -> Response:
+        return json_response({"status": "ok"})
+
+    for path in ("/health", "/livez"):
+        app.add_api_route(path, alive, methods=["GET", "HEAD"], summary="The process answers")
+
+    @app.get("/readyz", summary="The bus is reachable")
+    async def readyz() -> Response:
+        if await gateway.is_ready():
+            return json_response({"status": "ok"})
+        return error_response(BusUnavailable("The message bus is unavailable.", retry_after=2))
+
+    @app.get("/version")
+    async def version() -> Response:
+        return json_response({"version": __version__})
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics() -> Response:
+        gateway.hub.measure()
+        return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_models(app: FastAPI, gateway: Gateway) -> None:
+    def describe(name: str, record: ModelRecord) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": gateway.directory.first_started(record.model),
+            "owned_by": "tokenbus",
+            "max_model_len": record.max_model_len,
+        }
+
+    @app.get("/v1/models", summary="Names that somebody alive serves")
+    async def models() -> Response:
+        snapshot = gateway.directory.snapshot
+        data = [describe(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
+        return json_response({"object": "list", "data": data})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        snapshot = gateway.directory.snapshot
+        if not snapshot.is_live(name):
+            raise ModelNotFound(gateway.directory.not_found(name), param="model")
+        return json_response(describe(name, snapshot.names[name]))
+
+
+def _add_generation(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        body = await read_body(request, ChatCompletionRequest)
+        answer = await gateway.accept(gateway.generator.chat(body, request.state.asked))
+        if body.stream:
+            return StreamResponse(answer, chat=True, include_usage=body.include_usage)
+        return TextResponse(answer, chat=True)
+
+    @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        body = await read_body(request, CompletionRequest)
+        answer = await gateway.accept(gateway.generator.completion(body, request.state.asked))
+        if body.stream:
+            return StreamResponse(answer, chat=False, include_usage=body.include_usage)
+        return TextResponse(answer, chat=False)
+
+    @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        body = await read_body(request, EmbeddingRequest)
+        answer = await gateway.accept(gateway.generator.embedding(body, request.state.asked))
+        return EmbeddingResponse(answer, body.encoding_format or "float")
+
+
+def _body_of(schema: type[BaseModel]) -> dict[str, Any]:
+    """The body is read by `read_body`, for OpenAI's errors; the description says what it takes."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TokenbusError)
+    return error_response(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        response = error_response(MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
+        response.headers.update(error.headers or {})
+        return response
+    if error.status_code == 404:
+        return error_response(NotFound(f"There is no {request.url.path}."))
+    return error_response(InvalidRequest(str(error.detail)))
+
+
+async def _on_fault(_: Request, error: Exception) -> Response:
+    return error_response(TokenbusError("The server had an error while processing your request."))

@@ -1,0 +1,144 @@
+"""From a validated request to jobs on the bus, and from their updates to one answer."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.hub import Hub
+from gateway.inflight import Mailbox, Update
+from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
+from registry.directory import Directory
+from shared.messages import EMBEDDING_INPUTS_PER_JOB, Job, Kind, SamplingParams, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks: the id that all names of a request are made from, and its W3C traceparent."""
+
+    hex: str
+    traceparent: str | None = None
+
+
+class Answer:
+    """One accepted request: its jobs, and the mailbox that their progress comes to. `close` it whatever happens."""
+
+    def __init__(self, hub: Hub, id: str, model: str, jobs: Sequence[Job], choices_per_prompt: int) -> None:
+        self.id = id
+        self.model = model  # as the client wrote it
+        self.created = int(time.time())
+        self.choices = len(jobs)
+        self.mailbox = Mailbox()
+        self.jobs = jobs
+        self._hub = hub
+        self._per_prompt = choices_per_prompt
+        self._usages: dict[int, Usage] = {}
+
+    async def submit(self) -> None:
+        await self._hub.submit(self.jobs, self.mailbox)
+
+    def close(self) -> None:
+        """Frees whatever still runs for it. Sync and idempotent."""
+        if len(self._usages) < self.choices:
+            self._hub.cancel(job.id for job in self.jobs)
+
+    async def updates(self) -> AsyncIterator[list[Update]]:
+        """Until every choice has ended. Raises the request's error, or ClientGone."""
+        while len(self._usages) < self.choices:
+            updates = await self.mailbox.get()
+            for update in updates:
+                if update.usage is not None:
+                    self._usages[update.index] = update.usage
+            yield updates
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object; choices of one prompt share it, so it counts once."""
+        counted = [usage for index, usage in self._usages.items() if index % self._per_prompt == 0]
+        prompt = sum(usage.prompt_tokens for usage in counted)
+        completion = sum(usage.completion_tokens for usage in self._usages.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in counted)},
+        }
+
+
+class Generator:
+    """Makes answers: resolves the name, draws a seed, cuts the request into jobs and enqueues them."""
+
+    def __init__(
+        self, hub: Hub, directory: Directory, request_timeout: float, default_max_tokens: int | None = None
+    ) -> None:
+        self._hub = hub
+        self._directory = directory
+        self._request_timeout = request_timeout
+        self._default_max_tokens = default_max_tokens
+
+    async def chat(self, body: ChatCompletionRequest, asked: Asked) -> Answer:
+        payload = {"messages": [message.for_template() for message in body.messages]}
+        sampling = _sampling(body, body.limit or self._default_max_tokens)
+        return await self._submit("chat", f"chatcmpl-{asked.hex}", body.model, [payload], sampling, asked, body.n or 1)
+
+    async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:
+        payloads = [{"prompt": prompt} for prompt in body.prompts]
+        sampling = _sampling(body, body.limit)
+        return await self._submit("completion", f"cmpl-{asked.hex}", body.model, payloads, sampling, asked, body.n or 1)
+
+    async def embedding(self, body: EmbeddingRequest, asked: Asked) -> Answer:
+        inputs = body.inputs
+        parts = [inputs[i : i + EMBEDDING_INPUTS_PER_JOB] for i in range(0, len(inputs), EMBEDDING_INPUTS_PER_JOB)]
+        payloads = [{"inputs": part} for part in parts]
+        sampling = SamplingParams(seed=0)
+        return await self._submit("embedding", f"embd-{asked.hex}", body.model, payloads, sampling, asked, 1)
+
+    async def _submit(
+        self,
+        kind: Kind,
+        id: str,
+        name: str,
+        payloads: Sequence[dict[str, Any]],
+        sampling: SamplingParams,
+        asked: Asked,
+        n: int,
+    ) -> Answer:
+        record = await self._directory.resolve(name)
+        deadline = int((time.time() + self._request_timeout) * 1000)
+        jobs = [
+            Job(
+                id=f"{id}-{index * n + choice}",
+                request=id,
+                model=record.model,
+                kind=kind,
+                payload=payload,
+                sampling=sampling,
+                gateway=self._hub.id,
+                deadline=deadline,
+                choice=choice,
+                trace=asked.traceparent,
+            )
+            for index, payload in enumerate(payloads)
+            for choice in range(n)
+        ]
+        answer = Answer(self._hub, id, name, jobs, n)
+        await answer.submit()
+        return answer
+
+
+def _sampling(body: GenerationRequest, max_tokens: int | None) -> SamplingParams:
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return SamplingParams(
+        seed=secrets.randbits(63) if body.seed is None else body.seed & (2**64 - 1),
+        max_tokens=max_tokens,
+        temperature=given(body.temperature, 1.0),
+        top_p=given(body.top_p, 1.0),
+        top_k=max(body.top_k or 0, 0),
+        min_p=given(body.min_p, 0.0),
+        stop=body.stops,
+        presence_penalty=given(body.presence_penalty, 0.0),
+        frequency_penalty=given(body.frequency_penalty, 0.0),
+        repetition_penalty=given(body.repetition_penalty, 1.0),
+    )

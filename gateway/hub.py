@@ -1,0 +1,325 @@
+"""The hub: owns every job that this gateway answers for, from acceptance to its last event.
+
+One subscription for the gateway's whole life. Frames come in and go to mailboxes; what is not of the current attempt
+is fenced off; what a worker could not finish is re-issued with the tokens that are already here.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from gateway.errands import Errands
+from gateway.inflight import InFlight, Mailbox
+from gateway.metrics import DrainRate, Metrics
+from shared.connection import BUS_ERRORS, Redis, subscribed
+from shared.errors import ShuttingDown, TokenbusError, WorkerLost
+from shared.keys import CLASSES, Keys
+from shared.logging import get_logger
+from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
+from shared.queue import LEASE_MS, DispatchMethod, Entry, JobQueue
+
+log = get_logger(__name__)
+
+RENEW_S = 0.5
+BURIED_AFTER_CRASHES = 3
+
+
+class Hub:
+    """All methods but `submit` and the tasks are synchronous: they run between two awaits, so no lock is needed."""
+
+    def __init__(
+        self, redis: Redis, keys: Keys, gateway: str, metrics: Metrics, max_queue: int, method: DispatchMethod
+    ) -> None:
+        self.id = gateway
+        self._redis = redis
+        self._keys = keys
+        self._metrics = metrics
+        self._max_queue = max_queue
+        self._method = method
+        self._queue = JobQueue(redis, keys)
+        self._errands = Errands(redis, keys)
+        self._drain_rate = DrainRate()
+        self._jobs: dict[str, InFlight] = {}
+        self._to_reissue: asyncio.Queue[tuple[InFlight, int]] = asyncio.Queue()
+        self._subscribed = asyncio.Event()
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(), name="events")
+            tasks.create_task(self._renew(), name="lease")
+            tasks.create_task(self._reissue_queued(), name="reissue")
+            tasks.create_task(self._errands.run(), name="errands")
+
+    async def ready(self) -> None:
+        await self._subscribed.wait()
+
+    @property
+    def is_subscribed(self) -> bool:
+        return self._subscribed.is_set()
+
+    async def close(self) -> None:
+        """Say goodbye: what is still open fails, what was promised to Redis is sent."""
+        self.fail_all(ShuttingDown("The server is shutting down; try again."))
+        try:
+            async with asyncio.timeout(2):
+                await self._errands.flush()
+                await self._redis.delete(self._keys.gateway(self.id))
+        except BUS_ERRORS as error:
+            log.warning("left without a goodbye: %s", error)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with subscribed(self._redis, self._keys.events(self.id)) as messages:
+                    self._subscribed.set()
+                    async for message in messages:
+                        self.on_frame(message)
+            except BUS_ERRORS as error:
+                # What was published meanwhile shows as a gap in seq, or as an entry that is gone (Watch).
+                self._subscribed.clear()
+                log.warning("event channel lost: %s", error)
+                await asyncio.sleep(0.1)
+
+    async def _renew(self) -> None:
+        while True:
+            try:
+                await self._redis.set(self._keys.gateway(self.id), str(int(time.time())), px=LEASE_MS)
+            except BUS_ERRORS as error:
+                log.warning("the gateway's lease could not be renewed: %s", error)
+            await asyncio.sleep(RENEW_S)
+
+    async def _reissue_queued(self) -> None:
+        while True:
+            inflight, attempt = await self._to_reissue.get()
+            if inflight.closed or inflight.job.attempt != attempt:
+                continue
+            try:
+                entry = await self._queue.reissue(inflight.entry or Entry("", ""), inflight.job)
+            except BUS_ERRORS as error:
+                # Whether it was appended is not known: should it turn up, its attempt is old.
+                log.warning("re-issue of %s waits: %s", inflight.job.id, error)
+                await asyncio.sleep(0.2)
+                self._next_attempt(inflight, crashed=False)
+                continue
+            self._placed(inflight, entry)
+
+    # -- a request's life -----------------------------------------------------------------------------------------
+
+    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox) -> None:
+        """Enqueue all jobs of one request. The mailbox listens before the first job can be claimed.
+        Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
+        opened = [InFlight(job, index, mailbox) for index, job in enumerate(jobs)]
+        for inflight in opened:
+            inflight.mark("queued", gateway=self.id)
+            self._jobs[inflight.job.id] = inflight
+        try:
+            entries = await self._queue.enqueue(jobs, self._max_queue, self._method)
+        except BaseException as error:
+            self.cancel(job.id for job in jobs)
+            if isinstance(error, TokenbusError):
+                error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
+            raise
+        for inflight, entry in zip(opened, entries, strict=True):
+            self._placed(inflight, entry)
+
+    def _placed(self, inflight: InFlight, entry: Entry) -> None:
+        if inflight.closed:
+            self._errands.settle(entry)
+        elif inflight.entry is None or inflight.worker is None:
+            inflight.entry = entry
+
+    def cancel(self, jobs: Iterable[str]) -> None:
+        """Nobody waits for these any more. Sync: the caller's task may be being cancelled. Ended ones are fine."""
+        for id in list(jobs):
+            if inflight := self._jobs.get(id):
+                inflight.mark("cancelled")
+                self._withdraw(inflight)
+                self._close(inflight)
+
+    def fail(self, inflight: InFlight, error: TokenbusError) -> None:
+        """Give one job up, wherever it is; its request ends with the error."""
+        if not inflight.closed:
+            self._withdraw(inflight)
+            self._end_with(inflight, error)
+
+    def _end_with(self, inflight: InFlight, error: TokenbusError) -> None:
+        self._metrics.failed.labels(inflight.job.model, error.code).inc()
+        inflight.mark("failed", code=error.code)
+        self._close(inflight)
+        inflight.mailbox.fail(error)
+
+    def fail_all(self, error: TokenbusError) -> None:
+        for inflight in list(self._jobs.values()):
+            self.fail(inflight, error)
+
+    def _withdraw(self, inflight: InFlight) -> None:
+        """Take the job away wherever it is: in a stream, on its way to a worker, or running."""
+        job = inflight.job
+        self._errands.cancel(job)
+        if inflight.worker:
+            self._errands.abort(inflight.worker, job.id, job.attempt)
+
+    def _close(self, inflight: InFlight) -> None:
+        inflight.closed = True
+        self._jobs.pop(inflight.job.id, None)
+        if inflight.entry is not None:
+            self._errands.settle(inflight.entry)
+        self._write_trace(inflight)
+
+    def _write_trace(self, inflight: InFlight) -> None:
+        row, inflight.trace = inflight.trace, {}
+        if row:
+            self._errands.trace(inflight.job.id, row)
+
+    def __iter__(self) -> Iterator[InFlight]:
+        return iter(list(self._jobs.values()))
+
+    def measure(self) -> None:
+        """Bring the gauges up to date."""
+        running = Counter(inflight.job.model for inflight in self if inflight.worker)
+        waiting = Counter(inflight.job.model for inflight in self if not inflight.worker)
+        for gauge, counts in ((self._metrics.running, running), (self._metrics.waiting, waiting)):
+            gauge.clear()
+            for model, count in counts.items():
+                gauge.labels(model).set(count)
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def on_frame(self, message: bytes) -> None:
+        try:
+            frame = decode_frame(message)
+        except msgspec.MsgspecError as error:
+            log.error("not a frame: %s", error)
+            return
+        for event in frame.events:
+            try:
+                self._on_event(event)
+            except Exception:  # one job's trouble must not close the channel of all
+                log.exception("event of job %s", event.job)
+
+    def _on_event(self, event: Event) -> None:
+        inflight = self._jobs.get(event.job)
+        if inflight is None or self._is_fenced(inflight, event):
+            self._fence(inflight, event)
+            return
+        inflight.last_at = time.monotonic()
+        if isinstance(event, Claimed):
+            self._claimed(inflight, Entry(event.stream, event.entry))
+            return
+        if event.seq != inflight.next_seq:
+            if event.seq > inflight.next_seq:  # a smaller one is a repeated publish
+                self.reissue(inflight, "gap", crashed=False)
+            return
+        inflight.next_seq += 1
+        match event:
+            case Delta():
+                self._delta(inflight, event)
+            case Finished():
+                self._finished(inflight, event)
+            case Failed():
+                self._failed(inflight, event)
+            case Released():
+                self.reissue(inflight, "released", crashed=False)
+
+    def _is_fenced(self, inflight: InFlight, event: Event) -> bool:
+        """Only the first claimer of the current attempt may speak."""
+        if event.attempt != inflight.job.attempt:
+            return True
+        if inflight.worker is None:
+            inflight.worker = event.worker
+            inflight.claimed_at = inflight.claimed_at or time.monotonic()
+        return event.worker != inflight.worker
+
+    def _fence(self, inflight: InFlight | None, event: Event) -> None:
+        """Whoever works on it is told to stop; an entry that nobody else knows of is taken away."""
+        self._metrics.fenced.labels(inflight.job.model if inflight else "").inc()
+        if isinstance(event, Claimed):
+            entry = Entry(event.stream, event.entry)
+            if inflight is None or inflight.entry is None or inflight.entry[:2] != entry[:2]:
+                self._errands.settle(entry)
+        if not isinstance(event, Finished | Failed | Released):
+            self._errands.abort(event.worker, event.job, event.attempt)
+
+    def _claimed(self, inflight: InFlight, entry: Entry) -> None:
+        inflight.entry = entry
+        self._metrics.queue_time.labels(inflight.job.model).observe(time.monotonic() - inflight.accepted_at)
+        inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
+        self._write_trace(inflight)
+
+    def _delta(self, inflight: InFlight, event: Delta) -> None:
+        if inflight.first_token_at is None:
+            inflight.first_token_at = time.monotonic()
+            inflight.mark("first_token")
+        inflight.token_ids += event.token_ids
+        inflight.chars += len(event.text)
+        inflight.mailbox.add(inflight.index, event.text, event.embeddings)
+
+    def _finished(self, inflight: InFlight, event: Finished) -> None:
+        inflight.mark("finished", reason=event.reason, tokens=event.usage.completion_tokens)
+        self._measure_end(inflight, event)
+        self._close(inflight)  # settles too: the worker may die before it does
+        inflight.mailbox.finish(inflight.index, event.reason, event.usage)
+
+    def _measure_end(self, inflight: InFlight, event: Finished) -> None:
+        metrics, model, now = self._metrics, inflight.job.model, time.monotonic()
+        self._drain_rate.ended(model)
+        metrics.success.labels(model, event.reason).inc()
+        metrics.e2e_latency.labels(model).observe(now - inflight.accepted_at)
+        metrics.generation_tokens.labels(model).inc(event.usage.completion_tokens)
+        if inflight.job.choice == 0:  # all choices of a request share one prompt
+            metrics.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
+        if inflight.first_token_at is not None and event.usage.completion_tokens:
+            metrics.time_to_first_token.labels(model).observe(inflight.first_token_at - inflight.accepted_at)
+            gaps = event.usage.completion_tokens - 1
+            if gaps:
+                metrics.inter_token_latency.labels(model).observe((now - inflight.first_token_at) / gaps)
+
+    def _failed(self, inflight: InFlight, event: Failed) -> None:
+        if event.retryable:
+            self.reissue(inflight, "engine", crashed=True)
+            return
+        self._end_with(inflight, TokenbusError.from_code(event.code, event.message))
+
+    # -- re-issue -------------------------------------------------------------------------------------------------
+
+    def reissue(self, inflight: InFlight, reason: str, *, crashed: bool) -> None:
+        """Give the job to another worker, to go on from the tokens that are here; or give it up: after its third
+        crash (the last of which it had alone), or when its engine cannot go on from tokens."""
+        if inflight.closed:
+            return
+        job = inflight.job
+        log.info("job %s, attempt %d: %s", job.id, job.attempt, reason)
+        if inflight.chars and not inflight.token_ids:
+            self.fail(inflight, WorkerLost("The worker was lost and its engine cannot continue a reply."))
+            return
+        if crashed and job.crashes + 1 >= BURIED_AFTER_CRASHES:
+            self._metrics.deadletter.labels(job.model).inc()
+            self._errands.bury(job, reason)
+            self.fail(inflight, WorkerLost(f"This request was given up after {job.crashes + 1} workers failed on it."))
+            return
+        self._metrics.redelivered.labels(job.model, reason).inc()
+        inflight.mark("reissued", why=reason, crashes=job.crashes + crashed)
+        self._write_trace(inflight)
+        self._next_attempt(inflight, crashed)
+
+    def _next_attempt(self, inflight: InFlight, crashed: bool) -> None:
+        """From here on the old attempt is fenced off; its worker is told to stop."""
+        job = inflight.job
+        if inflight.worker:
+            self._errands.abort(inflight.worker, job.id, job.attempt)
+        inflight.job = msgspec.structs.replace(
+            job,
+            attempt=job.attempt + 1,
+            crashes=job.crashes + crashed,
+            job_class=CLASSES[0],
+            resume=Resume(list(inflight.token_ids), inflight.chars) if inflight.token_ids else None,
+        )
+        inflight.worker, inflight.next_seq, inflight.entry_missing = None, 0, False
+        inflight.last_at = time.monotonic()
+        self._to_reissue.put_nowait((inflight, inflight.job.attempt))

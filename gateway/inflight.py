@@ -1,0 +1,103 @@
+"""What a gateway remembers of a request until its last byte: a mailbox, and one InFlight per job."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from shared.errors import TokenbusError
+from shared.messages import FinishReason, Job, Usage
+from shared.queue import Entry
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(slots=True)
+class Update:
+    """What one choice has made since it was last looked at."""
+
+    index: int
+    text: str = ""
+    embeddings: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Mailbox:
+    """From the hub to the one task that answers a request. Holds at most one merged update per choice, so that a slow
+    client costs memory for its text only."""
+
+    def __init__(self) -> None:
+        self._updates: dict[int, Update] = {}
+        self._error: TokenbusError | None = None
+        self._closed = False
+        self._arrived = asyncio.Event()
+
+    def add(self, index: int, text: str, embeddings: list[str] | None) -> None:
+        update = self._update(index)
+        update.text += text
+        if embeddings is not None:  # a second attempt makes all of them again
+            update.embeddings = embeddings
+
+    def finish(self, index: int, reason: FinishReason, usage: Usage) -> None:
+        update = self._update(index)
+        update.finish_reason, update.usage = reason, usage
+
+    def fail(self, error: TokenbusError) -> None:
+        self._error = self._error or error
+        self._arrived.set()
+
+    def close(self) -> None:
+        """The client left: whoever waits in `get` is told."""
+        self._closed = True
+        self._arrived.set()
+
+    def _update(self, index: int) -> Update:
+        self._arrived.set()
+        return self._updates.setdefault(index, Update(index))
+
+    async def get(self) -> list[Update]:
+        """What is new, at least one update. Raises the request's error after its last update, or ClientGone."""
+        while True:
+            await self._arrived.wait()
+            if self._closed:
+                raise ClientGone
+            if self._updates:
+                updates, self._updates = list(self._updates.values()), {}
+                if self._error is None:
+                    self._arrived.clear()
+                return updates
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+
+
+@dataclass(slots=True)
+class InFlight:
+    """One job that this gateway answers for. `token_ids` and `chars` are what a next attempt goes on from."""
+
+    job: Job
+    index: int
+    mailbox: Mailbox
+    entry: Entry | None = None  # None until Redis has answered the first enqueue
+    worker: str | None = None  # the first claimer of the current attempt
+    next_seq: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    chars: int = 0
+    closed: bool = False
+    entry_missing: bool = False  # seen at the last look, see Watch
+    accepted_at: float = field(default_factory=time.monotonic)
+    last_at: float = field(default_factory=time.monotonic)  # of the last sign of the current attempt
+    claimed_at: float | None = None
+    first_token_at: float | None = None
+    trace: dict[str, str | int] = field(default_factory=dict)  # not yet written rows of the job's trace
+
+    @property
+    def holder(self) -> str:
+        """The worker that has the job, or whose inbox it lies in; else ''."""
+        return self.worker or (self.entry.addressed_to if self.entry else "")
+
+    def mark(self, event: str, **details: str | int) -> None:
+        """Note a milestone for `explain`, in ms since the epoch."""
+        self.trace |= {event: int(time.time() * 1000), **details}

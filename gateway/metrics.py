@@ -1,0 +1,70 @@
+"""Prometheus metrics of one gateway."""
+
+import time
+from collections import deque
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+BUS_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1)
+
+
+class Metrics:
+    """Names are the field's, under `tokenbus_`; the label is `model_name`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
+            return Histogram(f"tokenbus_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"tokenbus_{name}", text, ["model_name", *labels], registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"tokenbus_{name}", text, ["model_name"], registry=self.registry)
+
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "From acceptance to the first token")
+        self.inter_token_latency = histogram("inter_token_latency_seconds", "Mean over one reply", TOKEN_BUCKETS)
+        self.e2e_latency = histogram("e2e_request_latency_seconds", "From acceptance to the end")
+        self.queue_time = histogram("request_queue_time_seconds", "From acceptance to the claim")
+        self.running = gauge("num_requests_running", "Jobs of this gateway that a worker has")
+        self.waiting = gauge("num_requests_waiting", "Jobs of this gateway that wait for a worker")
+        self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens")
+        self.generation_tokens = counter("generation_tokens_total", "Generated tokens")
+        self.success = counter("request_success_total", "Jobs that ended with a finish reason", "finished_reason")
+        self.failed = counter("request_failure_total", "Jobs that ended with an error", "code")
+        self.refused = counter("request_refused_total", "Requests that were not accepted", "code")
+        self.lease_expired = counter("lease_expired_total", "Workers lost while they held jobs of this gateway")
+        self.redelivered = counter("job_redelivered_total", "Jobs given to another worker", "reason")
+        self.deadletter = counter("deadletter_total", "Jobs given up because their workers died")
+        self.fenced = counter("fenced_deltas_total", "Events of old attempts or closed jobs that were ignored")
+        self.bus_roundtrip = Histogram(
+            "tokenbus_bus_roundtrip_seconds", "One look at the leases", buckets=BUS_BUCKETS, registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class DrainRate:
+    """Jobs ended per second over the last WINDOW_S, by model: what a 429 promises comes from here."""
+
+    WINDOW_S = 10.0
+
+    def __init__(self) -> None:
+        self._ends: dict[str, deque[float]] = {}
+
+    def ended(self, model: str) -> None:
+        self._ends.setdefault(model, deque(maxlen=10_000)).append(time.monotonic())
+
+    def seconds_for(self, model: str, jobs: int) -> float:
+        """Until that many jobs have ended, at the present rate; between 1 and 60 s."""
+        ends, now = self._ends.get(model, deque()), time.monotonic()
+        while ends and now - ends[0] > self.WINDOW_S:
+            ends.popleft()
+        if not ends:
+            return 5.0
+        rate = len(ends) / max(now - ends[0], 0.1)
+        return min(max(jobs / rate, 1.0), 60.0)

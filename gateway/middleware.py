@@ -1,0 +1,104 @@
+"""What every request passes: its id, the key, the body limit. Plain ASGI, so that streams are not wrapped twice."""
+
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.generate import Asked
+from gateway.responses import error_response
+from shared.errors import BodyTooLarge, InvalidApiKey
+
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestId:
+    """Gives each request its id, and x-request-id in every answer: the client's own, if it sent a sound one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = Asked(secrets.token_hex(16), headers.get("traceparent"))
+        own = headers.get("x-request-id", "")
+        request_id = own if _REQUEST_ID.fullmatch(own) else f"req-{asked.hex}"
+        scope.setdefault("state", {})["asked"] = asked
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class ApiKeys:
+    """Bearer keys, compared in constant time, on every route but health."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._has_key(scope):
+            await self._app(scope, receive, send)
+            return
+        error = InvalidApiKey("Incorrect API key provided. Send it as 'Authorization: Bearer KEY'.")
+        await error_response(error)(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        key = given.strip().encode("utf-8", "surrogateescape")
+        # All are compared, so that the time tells nothing of which one was near.
+        matches = [hmac.compare_digest(key, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class BodyLimit:
+    """413 as soon as a body is, or says that it is, larger than `limit` bytes."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdigit() and int(announced) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        size, started = 0, False
+
+        async def receive_some() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._limit:
+                raise BodyTooLarge("")
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive_some, send_and_note)
+        except BodyTooLarge:
+            if started:
+                raise
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = BodyTooLarge(f"The request body is larger than {self._limit} bytes.")
+        await error_response(error)(scope, receive, send)

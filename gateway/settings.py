@@ -1,0 +1,41 @@
+"""The flags of `python -m gateway`."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from shared.errors import StartupError
+from shared.queue import DispatchMethod
+from shared.settings import CommaList, ProcessSettings
+
+
+class GatewaySettings(ProcessSettings):
+    """The OpenAI-compatible address of a Tokenbus. Any number of gateways may share one Redis."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535)
+    api_keys: CommaList = Field([], description="a,b: accepted keys; better by TOKENBUS_API_KEYS or a file")
+    api_keys_file: Path | None = Field(None, description="file with one key a line")
+    allowed_origins: CommaList = Field(["*"], description="a,b: CORS origins")
+    dispatch_method: DispatchMethod = Field("pull", description="pull, shortest_queue or lottery")
+    max_queue: int = Field(1024, gt=0, description="jobs that may wait per model; beyond it 429")
+    default_max_tokens: int | None = Field(None, gt=0, description="reply limit where a chat request gives none")
+    max_body_mb: float = Field(32.0, gt=0, description="larger request bodies get 413")
+    request_timeout: float = Field(600.0, gt=0, description="s from acceptance to the end of a reply")
+    stall_timeout: float = Field(300.0, gt=0, description="s without a token after which a job goes to another worker")
+    no_worker_timeout: float = Field(60.0, gt=0, description="s that a job waits when no worker is left for its model")
+    drain_timeout: float = Field(30.0, ge=0, description="s that open requests may go on after SIGTERM")
+    controller_address: str | None = Field(None, description="no meaning on a bus: see --redis-url")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.api_keys_file is not None:
+            try:
+                lines = self.api_keys_file.read_text().split()
+            except OSError as error:
+                raise StartupError(f"--api-keys-file {self.api_keys_file}: {error.strerror}") from None
+            if not lines:
+                raise StartupError(f"--api-keys-file {self.api_keys_file} holds no key")
+            self.api_keys = [*self.api_keys, *lines]
+        return self

@@ -1,0 +1,58 @@
+"""Server-sent events from byte templates: what is the same in all chunks of a choice is encoded once."""
+
+from typing import Any
+
+import orjson
+
+from gateway.inflight import Update
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def event(body: Any) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+class ChunkTemplate:
+    """The chunks of one streamed answer. `chat` chooses between the shapes of chat and of completions."""
+
+    def __init__(self, *, chat: bool, id: str, created: int, model: str, choices: int, include_usage: bool) -> None:
+        self._chat = chat
+        self._include_usage = include_usage
+        self._envelope = {
+            "id": id,
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": created,
+            "model": model,
+        }
+        envelope = b"data: " + orjson.dumps(self._envelope)[:-1] + b',"choices":[{"index":%d,'
+        self._heads = [envelope % index for index in range(choices)]
+        self._end = b"}]" + (b',"usage":null' if include_usage else b"") + b"}\n\n"
+
+    def role(self, index: int) -> bytes:
+        """A chat choice's first chunk."""
+        delta = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+        return self._heads[index] + delta + self._end
+
+    def update(self, update: Update) -> bytes:
+        """Text, if there is any, and the finish, if it is there."""
+        chunk = self._text(update.index, update.text) if update.text else b""
+        if update.finish_reason is not None:
+            chunk += self._finish(update.index, update.finish_reason)
+        return chunk
+
+    def _text(self, index: int, text: str) -> bytes:
+        if self._chat:
+            content = b'"delta":{"content":' + orjson.dumps(text) + b'},"logprobs":null,"finish_reason":null'
+        else:
+            content = b'"text":' + orjson.dumps(text) + b',"logprobs":null,"finish_reason":null'
+        return self._heads[index] + content + self._end
+
+    def _finish(self, index: int, reason: str) -> bytes:
+        empty = b'"delta":{}' if self._chat else b'"text":""'
+        return self._heads[index] + empty + b',"logprobs":null,"finish_reason":"%s"' % reason.encode() + self._end
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The last chunk of a stream that asked for it."""
+        return event(self._envelope | {"choices": [], "usage": usage}) if self._include_usage else b""

@@ -1,0 +1,152 @@
+"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling."""
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel
+from shared.messages import FinishReason, Usage
+from worker.engines.base import EngineInfo, EngineRequest, Output, SteppedEngine
+from worker.engines.options import EngineOptions
+from worker.engines.text import StopMatcher
+
+MAX_MODEL_LEN = 8192
+
+
+def create(options: EngineOptions) -> SteppedEngine:
+    return SteppedEngine(EchoStepper(options))
+
+
+@dataclass(slots=True)
+class Sequence:
+    """`made` completion tokens so far; ids are word indexes, so that any worker can go on from them."""
+
+    id: str
+    words: list[str]
+    prompt_tokens: int
+    limit: int
+    stops: StopMatcher
+    made: int = 0
+    skip: int = 0  # characters that the gateway already has
+
+    def next_token(self) -> tuple[int, str]:
+        index = self.made % len(self.words)
+        text = ("" if self.made == 0 else " ") + self.words[index]
+        self.made += 1
+        return index, self._unsent(self.stops.push(text))
+
+    def finish_reason(self) -> FinishReason | None:
+        if self.stops.matched or not self.words:
+            return "stop"
+        return "length" if self.made >= self.limit else None
+
+    def end(self) -> str:
+        return self._unsent(self.stops.flush())
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.made)
+
+    def _unsent(self, text: str) -> str:
+        unsent = text[self.skip :]
+        self.skip = max(0, self.skip - len(text))
+        return unsent
+
+
+class EchoStepper:
+    """One token for every running sequence a step, `echo_interval_ms` apart."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._slots = options.slots
+        self._max_model_len = options.max_model_len or MAX_MODEL_LEN
+        self._interval = options.echo_interval_ms / 1000
+        self._crash_word = options.echo_crash_word
+        self._next_step = 0.0
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    def load(self) -> EngineInfo:
+        if self._max_model_len < 2:
+            raise StartupError("--max-model-len must be at least 2")
+        fingerprint = hashlib.sha256(f"echo:{self._max_model_len}".encode()).hexdigest()[:16]
+        return EngineInfo("echo", fingerprint, self._max_model_len, self._slots, resumable=True)
+
+    def prepare(self, request: EngineRequest) -> Sequence:
+        if request.kind == "embedding":
+            raise UnsupportedModel("The echo engine does not support embeddings.")
+        last, everything = _texts(request.payload)
+        if self._crash_word and any(self._crash_word in text for text in everything):
+            os._exit(134)  # as hard as a native library that aborts
+        prompt_tokens = sum(len(text.split()) for text in everything)
+        room = self._max_model_len - prompt_tokens
+        if room <= 0:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._max_model_len} tokens. "
+                f"However, your messages resulted in {prompt_tokens} tokens. Please reduce their length."
+            )
+        limit = min(request.sampling.max_tokens or room, room)
+        sequence = Sequence(request.id, last.split(), prompt_tokens, limit, StopMatcher(request.sampling.stop))
+        if request.resume is not None:
+            sequence.skip = request.resume.chars_sent
+            for _ in request.resume.token_ids:
+                sequence.next_token()
+        return sequence
+
+    def add(self, prepared: Sequence) -> None:
+        self._waiting.append(prepared)
+
+    def abort(self, request_id: str) -> None:
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.id != request_id)
+        self._running = [sequence for sequence in self._running if sequence.id != request_id]
+
+    def abort_all(self) -> list[str]:
+        ids = [sequence.id for sequence in (*self._running, *self._waiting)]
+        self._running, self._waiting = [], deque()
+        return ids
+
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def step(self) -> list[Output]:
+        self._pace()
+        while self._waiting and len(self._running) < self._slots:
+            self._running.append(self._waiting.popleft())
+        outputs = [self._advance(sequence) for sequence in self._running]
+        ended = {output.id for output in outputs if output.ends}
+        if ended:
+            self._running = [sequence for sequence in self._running if sequence.id not in ended]
+        return outputs
+
+    def _pace(self) -> None:
+        now = time.monotonic()
+        if self._interval:
+            if self._next_step > now:
+                time.sleep(self._next_step - now)
+            self._next_step = max(self._next_step, now - self._interval) + self._interval
+
+    def _advance(self, sequence: Sequence) -> Output:
+        output = Output(sequence.id)
+        if sequence.finish_reason() is None:  # a resumed one may have nothing left to do
+            token, output.text = sequence.next_token()
+            output.token_ids = [token]
+        if reason := sequence.finish_reason():
+            output.text += sequence.end()
+            output.finish_reason = reason
+            output.usage = sequence.usage()
+        return output
+
+
+def _texts(payload: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What is echoed, and all that counts as prompt."""
+    if "messages" in payload:
+        messages = payload["messages"]
+        said = [message.get("content") or "" for message in messages if message["role"] == "user"]
+        if not said:
+            raise InvalidRequest("The echo engine needs a user message.", param="messages")
+        return said[-1], [message.get("content") or "" for message in messages]
+    prompt = payload["prompt"]
+    text = prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
+    return text, [text]

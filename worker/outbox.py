@@ -1,0 +1,100 @@
+"""Publishes progress: one PUBLISH per gateway for all that its jobs have made, then settles what has ended."""
+
+import asyncio
+from collections.abc import Callable
+
+from shared.connection import BUS_ERRORS, Redis
+from shared.keys import Keys
+from shared.logging import get_logger
+from shared.messages import Event, Frame, encode
+from shared.queue import settle
+from worker.running import RunningJob
+
+log = get_logger(__name__)
+
+
+class Outbox:
+    """What arrives while a publish is under way goes out with the next; a failed publish is sent again as it was
+    (the gateway knows a repeated seq), before anything newer."""
+
+    RETRY_S = 0.2
+
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        on_settled: Callable[[RunningJob], None],
+        on_gateway_gone: Callable[[str], None],
+    ) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._on_settled = on_settled
+        self._on_gateway_gone = on_gateway_gone
+        self._changed: dict[str, RunningJob] = {}
+        self._frames: dict[str, list[Event]] = {}  # by gateway: built, not yet known to be sent
+        self._ended: list[RunningJob] = []
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def changed(self, running: RunningJob) -> None:
+        """`running` has something to publish."""
+        self._changed[running.request_id] = running
+        self._empty.clear()
+        self._wake.set()
+
+    def forget(self, running: RunningJob) -> None:
+        """Nothing more of it goes out: nobody waits for it."""
+        self._changed.pop(running.request_id, None)
+
+    def settle_unrun(self, running: RunningJob) -> None:
+        """Takes the entry away without a word: cancelled, overdue, or its gateway is gone."""
+        self.forget(running)
+        self._ended.append(running)
+        self._empty.clear()
+        self._wake.set()
+
+    async def flushed(self) -> None:
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._build_frames()
+            try:
+                await self._send()
+            except BUS_ERRORS as error:
+                log.warning("could not publish: %s", error)
+                await asyncio.sleep(self.RETRY_S)
+                self._wake.set()
+                continue
+            if not self._wake.is_set():
+                self._empty.set()
+
+    def _build_frames(self) -> None:
+        changed, self._changed = self._changed, {}
+        for running in changed.values():
+            self._frames.setdefault(running.job.gateway, []).extend(running.take_events())
+            if running.ended:
+                self._ended.append(running)
+
+    async def _send(self) -> None:
+        """Ends are published before they are settled: the other way round, a crash in between would lose them."""
+        frames, ended = dict(self._frames), list(self._ended)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for gateway, events in frames.items():
+                pipe.publish(self._keys.events(gateway), encode(Frame(events)))
+            for running in ended:
+                settle(pipe, running.entry)
+            replies = await pipe.execute()
+        self._frames.clear()
+        del self._ended[: len(ended)]
+        for running in ended:
+            self._on_settled(running)
+        unheard = [gateway for gateway, receivers in zip(frames, replies, strict=False) if receivers == 0]
+        for gateway in unheard:
+            # It may only be subscribing again; its lease tells.
+            if not await self._redis.exists(self._keys.gateway(gateway)):
+                self._on_gateway_gone(gateway)

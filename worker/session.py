@@ -1,0 +1,330 @@
+"""One life of a worker on the bus, under one id: from registration until it drains or loses its lease."""
+
+import asyncio
+import enum
+import time
+from collections import deque
+
+import msgspec
+
+from registry.lease import LeaseKeeper, deregister, register
+from shared import __version__
+from shared.connection import BUS_ERRORS, Redis, subscribed
+from shared.keys import Keys
+from shared.logging import get_logger
+from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
+from shared.queue import Claim, Entry, JobQueue
+from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
+from worker.outbox import Outbox
+from worker.running import RunningJob
+
+log = get_logger(__name__)
+
+BLOCK_MS = 500  # how long a read waits before it looks up again
+BEAT_S = 0.2
+LOOP_HANGS_AFTER_S = 10.0
+SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own
+
+
+class Leaving(enum.Enum):
+    """Why a session ends."""
+
+    DRAIN = "drain"
+    LEASE_LOST = "lease lost"
+
+
+class Session:
+    """Owns the running jobs of one worker id."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        redis_url: str,
+        keys: Keys,
+        engine: Engine,
+        engine_info: EngineInfo,
+        names: list[str],
+        hang_timeout: float,
+        drain_timeout: float,
+    ) -> None:
+        self.id = new_process_id()
+        self.model = names[0]
+        self._redis = redis
+        self._keys = keys
+        self._engine = engine
+        self._engine_info = engine_info
+        self._names = names
+        self._hang_timeout = hang_timeout
+        self._drain_timeout = drain_timeout
+        self._queue = JobQueue(redis, keys)
+        self._outbox = Outbox(redis, keys, self._settled, self._gateway_gone)
+        self._lease = LeaseKeeper(redis_url, keys, self.info, self._healthy, self._lease_lost_in_thread)
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[str, RunningJob] = {}  # by request id: what the engine has
+        self._held: dict[Entry, RunningJob] = {}  # what is not settled yet
+        self._suspects: deque[RunningJob] = deque()  # wait until nothing else runs
+        self._leaving: Leaving | None = None
+        self._changed = asyncio.Event()  # a slot came free, or the session is to end
+        self._beat_at = time.monotonic()
+        self._started = time.time()
+        self._tokens = 0
+        self._tokens_per_s = 0.0
+
+    # -- a session's life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> Leaving:
+        """Until drained or the lease is lost. Registered means ready to claim: groups and control channel first."""
+        await self._queue.create_groups(self.model, self.id)
+        async with asyncio.TaskGroup() as tasks:
+            helpers = [
+                tasks.create_task(self._outbox.run(), name="outbox"),
+                tasks.create_task(self._beat(), name="beat"),
+            ]
+            subscribed_once = asyncio.Event()
+            helpers.append(tasks.create_task(self._listen(subscribed_once), name="control"))
+            await subscribed_once.wait()
+            await register(self._redis, self._keys, self.info())
+            self._lease.start()
+            log.info("worker %s serves %s with %d slots", self.id, ", ".join(self._names), self._engine_info.slots)
+            try:
+                await self._pull()
+                await self._leave()
+            finally:
+                self._lease.stop()
+                for helper in helpers:
+                    helper.cancel()
+        return self._leaving or Leaving.DRAIN
+
+    def leave(self, reason: Leaving) -> None:
+        """Ask the session to end. Idempotent; a lost lease outranks a drain."""
+        if self._leaving is not Leaving.LEASE_LOST:
+            self._leaving = reason
+        self._changed.set()
+
+    def info(self) -> WorkerInfo:
+        engine = self._engine_info
+        return WorkerInfo(
+            id=self.id,
+            model=self.model,
+            names=self._names,
+            fingerprint=engine.fingerprint,
+            engine=engine.name,
+            max_model_len=engine.max_model_len,
+            resumable=engine.resumable,
+            state="draining" if self._leaving else "ready",
+            slots=engine.slots,
+            running=len(self._running),
+            tokens_per_s=round(self._tokens_per_s, 1),
+            version=__version__,
+            started=self._started,
+        )
+
+    def _healthy(self) -> bool:
+        """Called by the lease thread: do the event loop and the engine's step thread move?"""
+        loop_moves = time.monotonic() - self._beat_at < LOOP_HANGS_AFTER_S
+        return loop_moves and self._engine.stalled_for() < self._hang_timeout
+
+    def _lease_lost_in_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self.leave, Leaving.LEASE_LOST)
+
+    async def _beat(self) -> None:
+        """Shows the lease thread that the loop moves, and takes the token rate about once a second."""
+        since, tokens = time.monotonic(), self._tokens
+        while True:
+            self._beat_at = now = time.monotonic()
+            if now - since >= 1.0:
+                self._tokens_per_s = (self._tokens - tokens) / (now - since)
+                since, tokens = now, self._tokens
+            await asyncio.sleep(BEAT_S)
+
+    # -- claiming -------------------------------------------------------------------------------------------------
+
+    async def _pull(self) -> None:
+        """Claims while there are free slots, until the session is to end."""
+        reread = False
+        while self._leaving is None:
+            try:
+                if reread:
+                    # A read whose reply was lost has delivered its jobs all the same.
+                    await self._start(await self._queue.claimed_before(self.model, self.id))
+                    reread = False
+                if free := self._free_slots():
+                    await self._start(await self._queue.claim(self.model, self.id, free, BLOCK_MS))
+                else:
+                    await self._changed.wait()
+                    self._changed.clear()
+            except BUS_ERRORS as error:
+                log.warning("could not claim: %s", error)
+                reread = True
+                await asyncio.sleep(BEAT_S)
+
+    def _free_slots(self) -> int:
+        """None beside a suspect, waiting or running."""
+        if self._suspects or any(_is_suspect(running) for running in self._running.values()):
+            return 0
+        return max(0, self._engine_info.slots - len(self._running))
+
+    async def _start(self, claims: list[Claim]) -> None:
+        new = [RunningJob(job, entry, self.id) for entry, job in claims if entry not in self._held]
+        if not new:
+            return
+        self._held |= {running.entry: running for running in new}
+        void = await self._look_up(new)
+        for running in new:
+            if running.request_id in void or running.job.deadline < time.time() * 1000:
+                self._outbox.settle_unrun(running)
+                continue
+            self._outbox.changed(running)  # publishes Claimed
+            if _is_suspect(running):
+                self._suspects.append(running)
+            else:
+                self._submit(running)
+        self._start_suspect()
+
+    async def _look_up(self, new: list[RunningJob]) -> set[str]:
+        """Fetches payloads that lie aside; returns the request ids of jobs that are cancelled or have none left."""
+        aside = list({running.job.request for running in new if isinstance(running.job.payload, int)})
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for running in new:
+                pipe.exists(self._keys.cancelled(running.job.id))
+            for request in aside:
+                pipe.get(self._keys.payload(request))
+            replies = await pipe.execute()
+        void = {running.request_id for running, cancelled in zip(new, replies, strict=False) if cancelled}
+        payloads = dict(zip(aside, replies[len(new) :], strict=True))
+        for running in new:
+            index = running.job.payload
+            if isinstance(index, dict):
+                continue
+            if blob := payloads[running.job.request]:
+                running.job = msgspec.structs.replace(running.job, payload=msgspec.json.decode(blob)[index])
+            else:
+                void.add(running.request_id)
+        return void
+
+    def _start_suspect(self) -> None:
+        if self._suspects and not self._running:
+            self._submit(self._suspects.popleft())
+
+    def _submit(self, running: RunningJob) -> None:
+        job = running.job
+        assert isinstance(job.payload, dict)
+        self._running[running.request_id] = running
+        self._engine.submit(
+            EngineRequest(running.request_id, job.kind, job.payload, job.sampling, job.choice, job.resume)
+        )
+
+    # -- progress -------------------------------------------------------------------------------------------------
+
+    def deliver(self, outputs: list[Output]) -> None:
+        """Called by the engine once per step. Outputs of what was aborted meanwhile are dropped."""
+        for output in outputs:
+            running = self._running.get(output.id)
+            if running is None:
+                continue
+            running.add(output)
+            self._tokens += len(output.token_ids)
+            if output.ends:
+                self._free(running)
+            self._outbox.changed(running)
+
+    def _free(self, running: RunningJob) -> None:
+        self._running.pop(running.request_id, None)
+        self._start_suspect()
+        self._changed.set()
+
+    def _settled(self, running: RunningJob) -> None:
+        self._held.pop(running.entry, None)
+
+    def _stop_running(self, running: RunningJob) -> None:
+        self._engine.abort(running.request_id)
+        if running in self._suspects:
+            self._suspects.remove(running)
+        self._free(running)
+
+    def _gateway_gone(self, gateway: str) -> None:
+        """No computing for nobody."""
+        orphans = [running for running in self._held.values() if running.job.gateway == gateway and not running.ended]
+        for running in orphans:
+            self._stop_running(running)
+            self._outbox.settle_unrun(running)
+        if orphans:
+            log.info("dropped %d jobs of gateway %s, which is gone", len(orphans), gateway)
+
+    # -- control --------------------------------------------------------------------------------------------------
+
+    async def _listen(self, subscribed_once: asyncio.Event) -> None:
+        """Until cancelled. An abort that is lost with a connection does no harm: its job's frames are answered with
+        another."""
+        while True:
+            try:
+                async with subscribed(self._redis, self._keys.control(self.id)) as messages:
+                    subscribed_once.set()
+                    async for message in messages:
+                        self._obey(message)
+            except BUS_ERRORS as error:
+                log.warning("control channel lost: %s", error)
+                await asyncio.sleep(BEAT_S)
+
+    def _obey(self, message: bytes) -> None:
+        try:
+            command = decode_control(message)
+        except msgspec.MsgspecError as error:
+            log.error("not a command: %s", error)
+            return
+        if isinstance(command, Abort):
+            self._abort(command)
+        else:
+            self.leave(Leaving.DRAIN)
+
+    def _abort(self, command: Abort) -> None:
+        """Its gateway has settled the entry, or will."""
+        for running in list(self._held.values()):
+            if running.job.id == command.job and running.job.attempt == command.attempt and not running.ended:
+                self._stop_running(running)
+                self._outbox.forget(running)
+                self._settled(running)
+
+    # -- leaving --------------------------------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        if self._leaving is Leaving.DRAIN:
+            await self._drain()
+        for running in list(self._running.values()):
+            self._engine.abort(running.request_id)
+        self._running.clear()
+
+    async def _drain(self) -> None:
+        """Let streams end within the drain timeout, hand back the rest, say goodbye."""
+        until = time.monotonic() + self._drain_timeout
+        while self._running and self._leaving is Leaving.DRAIN and (left := until - time.monotonic()) > 0:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                break
+        try:
+            async with asyncio.timeout(1.5):  # Redis may be away; then the lease runs out by itself
+                for claim in await self._queue.claim_inbox(self.model, self.id):
+                    self._held[claim.entry] = RunningJob(claim.job, claim.entry, self.id)
+                self._hand_back()
+                await self._outbox.flushed()
+                await asyncio.to_thread(self._lease.stop)
+                await deregister(self._redis, self._keys, self.model, self.id)
+                await self._queue.leave(self.model, self.id)
+        except BUS_ERRORS as error:
+            log.warning("left without a goodbye: %s", error)
+
+    def _hand_back(self) -> None:
+        for running in self._held.values():
+            if not running.ended:
+                self._engine.abort(running.request_id)
+                running.released = True
+                self._outbox.changed(running)
+        self._running.clear()
+        self._suspects.clear()
+
+
+def _is_suspect(running: RunningJob) -> bool:
+    return running.job.crashes >= SUSPECT_AFTER_CRASHES

@@ -1,0 +1,94 @@
+"""The flags of `python -m worker`: FastChat's, with the same meaning, and our own."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, model_validator
+
+from shared.errors import StartupError
+from shared.settings import CommaList, ProcessSettings
+
+EngineName = Literal["transformers", "echo", "vllm", "llamacpp", "openai", "auto"]
+
+
+class WorkerSettings(ProcessSettings):
+    """A Tokenbus worker: one model, one engine, one outbound connection (Redis). Listens on no port."""
+
+    model_path: str | None = Field(None, description="a folder, a hub id or a .gguf file")
+    model_names: CommaList = Field(
+        [],
+        validation_alias=AliasChoices("model_names", "served_model_name"),
+        description="a,b: the model's name and its aliases, case-sensitive; default: the folder's name",
+    )
+    engine: EngineName = Field("transformers", description="transformers, or echo (no model, for tests)")
+    device: Literal["cuda", "cpu", "mps"] | None = Field(None, description="default: the best that is there")
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] | None = Field(
+        None, description="default: float32 on the CPU, elsewhere the model's own"
+    )
+    max_model_len: int | None = Field(None, gt=0, description="prompt and reply together, in tokens")
+    limit_worker_concurrency: int = Field(
+        32,
+        gt=0,
+        validation_alias=AliasChoices("limit_worker_concurrency", "max_num_seqs"),
+        description="sequences that run together (slots)",
+    )
+    threads: int | None = Field(None, gt=0, description="CPU threads for the engine")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    conv_template: str | None = Field(
+        None,
+        validation_alias=AliasChoices("conv_template", "chat_template"),
+        description="chat template (Jinja text or a file) in place of the tokenizer's own",
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    drain_timeout: float = Field(
+        0.0, ge=0, description="s that running streams may go on after SIGTERM; then handed over"
+    )
+    hang_timeout: float = Field(60.0, gt=0, description="s without a step after which the worker gives up its lease")
+    echo_interval_ms: float = Field(0.0, ge=0, description="echo: time of a step")
+    echo_crash_word: str | None = Field(None, description="echo: end the process hard when a prompt holds this word")
+
+    num_gpus: int = Field(1, gt=0, description="not implemented yet above 1")
+    max_gpu_memory: str | None = Field(None, description="not implemented yet")
+    load_8bit: bool = Field(False, description="not implemented yet")
+    load_4bit: bool = Field(False, description="not implemented yet")
+    gpu_memory_utilization: float | None = Field(None, description="not implemented yet")
+    tensor_parallel_size: int = Field(1, gt=0, description="not implemented yet above 1")
+    tool_call_parser: str | None = Field(None, description="not implemented yet")
+    reasoning_parser: str | None = Field(None, description="not implemented yet")
+
+    host: str | None = Field(None, description="no meaning on a bus: nothing calls a worker")
+    port: int | None = Field(None, description="no meaning on a bus: nothing calls a worker")
+    worker_address: str | None = Field(None, description="no meaning on a bus: nothing calls a worker")
+    controller_address: str | None = Field(None, description="no meaning on a bus: see --redis-url")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self._not_implemented():
+            raise StartupError(f"--{name.replace('_', '-')} is not implemented yet")
+        if self.engine in ("vllm", "llamacpp", "openai", "auto"):
+            raise StartupError(f"--engine {self.engine} is not implemented yet; there are transformers and echo")
+        if self.engine != "echo" and not self.model_path:
+            raise StartupError("--model-path is needed: a folder, a hub id or a .gguf file")
+        return self
+
+    def _not_implemented(self) -> list[str]:
+        fields = (
+            "load_8bit",
+            "load_4bit",
+            "max_gpu_memory",
+            "gpu_memory_utilization",
+            "tool_call_parser",
+            "reasoning_parser",
+        )
+        several = ("num_gpus", "tensor_parallel_size")
+        return [name for name in fields if getattr(self, name)] + [name for name in several if getattr(self, name) > 1]
+
+    def without_meaning(self) -> list[str]:
+        """Flags of FastChat's worker that were given and change nothing here, for a warning."""
+        fields = ("host", "port", "worker_address", "controller_address")
+        return [f"--{name.replace('_', '-')}" for name in fields if name in self.model_fields_set]
+
+    def names(self) -> list[str]:
+        """The model's name first, then its aliases; each once."""
+        default = Path(self.model_path).name.removesuffix(".gguf") if self.model_path else "echo"
+        return list(dict.fromkeys(self.model_names or [default]))
