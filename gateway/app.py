@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.generate import Answer, Generator
+from gateway.generate import Answer, Asked, Generator
 from gateway.hub import Hub
 from gateway.metrics import Metrics
 from gateway.middleware import ApiKeys, BodyLimit, RequestId
@@ -40,7 +40,7 @@ from shared.queue import DispatchMethod
 
 log = get_logger(__name__)
 
-Model = TypeVar("Model", bound=BaseModel)
+Body = TypeVar("Body", bound=BaseModel)
 READY_WITHIN_S = 1.0
 
 
@@ -98,12 +98,12 @@ class Gateway:
             error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
             asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
 
-    async def accept(self, submitted: Awaitable[Answer]) -> Answer:
+    async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
         try:
             if self.stopping:
                 raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
-            return await submitted
+            return await submit(body, asked)
         except BUS_ERRORS as error:
             log.warning("a request was not accepted: %r", error)
             refusal: TokenbusError = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
@@ -124,7 +124,7 @@ class Gateway:
             await self.redis.aclose()
 
 
-async def read_body(request: Request, schema: type[Model]) -> Model:
+async def read_body(request: Request, schema: type[Body]) -> Body:
     """Raises InvalidRequest with the parameter that is wrong."""
     body = await request.body()
     try:
@@ -226,7 +226,7 @@ def _add_generation(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest)
-        answer = await gateway.accept(gateway.generator.chat(body, request.state.asked))
+        answer = await gateway.accept(gateway.generator.chat, body, request.state.asked)
         if body.stream:
             return StreamResponse(answer, chat=True, include_usage=body.include_usage)
         return TextResponse(answer, chat=True)
@@ -234,7 +234,7 @@ def _add_generation(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         body = await read_body(request, CompletionRequest)
-        answer = await gateway.accept(gateway.generator.completion(body, request.state.asked))
+        answer = await gateway.accept(gateway.generator.completion, body, request.state.asked)
         if body.stream:
             return StreamResponse(answer, chat=False, include_usage=body.include_usage)
         return TextResponse(answer, chat=False)
@@ -242,7 +242,7 @@ def _add_generation(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingRequest)
-        answer = await gateway.accept(gateway.generator.embedding(body, request.state.asked))
+        answer = await gateway.accept(gateway.generator.embedding, body, request.state.asked)
         return EmbeddingResponse(answer, body.encoding_format or "float")
 
 

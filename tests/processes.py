@@ -1,0 +1,125 @@
+"""Tokenbus's own processes, started as people start them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import free_port, wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Process:
+    """One `python -m MODULE FLAGS...` with its log in a file."""
+
+    def __init__(self, log: Path, module: str, *flags: str, **environment: str) -> None:
+        self.log = log
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENBUS_")} | environment
+        with log.open("ab") as sink:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", module, *flags], cwd=ROOT, env=environment, stdout=sink, stderr=sink
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def terminate(self, timeout: float = 15) -> int:
+        """SIGTERM; returns the exit code."""
+        self.popen.terminate()
+        return self.popen.wait(timeout)
+
+    def wait(self, timeout: float = 30) -> int:
+        return self.popen.wait(timeout)
+
+    @property
+    def ended(self) -> bool:
+        return self.popen.poll() is not None
+
+
+class Stack:
+    """A gateway and workers over one Redis; everything that was started is killed at the end."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self.redis_url = redis_url
+        self._folder = folder
+        self._processes: list[Process] = []
+        self.url = ""
+
+    def spawn(self, module: str, *flags: str, **environment: str) -> Process:
+        log = self._folder / f"{module}-{len(self._processes)}.log"
+        process = Process(log, module, *flags, REDIS_URL=self.redis_url, **environment)
+        self._processes.append(process)
+        return process
+
+    async def gateway(self, *flags: str, **environment: str) -> Process:
+        """Its address is `self.url` from then on."""
+        port = free_port()
+        process = self.spawn("gateway", "--port", str(port), *flags, **environment)
+        self.url = f"http://127.0.0.1:{port}"
+        await wait_until(lambda: self._answers("/readyz"), description=f"gateway ready; {process.log}")
+        return process
+
+    async def worker(self, *flags: str, **environment: str) -> Process:
+        """Ready to claim when this returns. The echo engine unless the flags say otherwise."""
+        if "--engine" not in flags and "--model-path" not in flags:
+            flags = ("--engine", "echo", *flags)
+        process = self.spawn("worker", *flags, **environment)
+
+        def ready() -> bool:
+            assert not process.ended, process.said()
+            return " serves " in process.said()
+
+        await wait_until(ready, description=f"worker ready; {process.log}", timeout=90)
+        return process
+
+    async def models(self, *names: str, timeout: float = 10) -> None:
+        """Waits until exactly these names are listed."""
+
+        async def listed() -> bool:
+            async with httpx.AsyncClient() as http:
+                data = (await http.get(f"{self.url}/v1/models")).json().get("data", [])
+            return {row["id"] for row in data} == set(names)
+
+        await wait_until(listed, description=f"models {names}", timeout=timeout)
+
+    async def _answers(self, path: str) -> bool:
+        try:
+            async with httpx.AsyncClient() as http:
+                return (await http.get(self.url + path)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def registry(self) -> list[dict[str, Any]]:
+        """`registry.table.rows`, as `python -m registry --json` prints them."""
+        from registry.table import rows
+        from shared.connection import connect
+        from shared.keys import Keys
+
+        redis = connect(self.redis_url)
+        try:
+            return await rows(redis, Keys())
+        finally:
+            await redis.aclose()
+
+    def close(self) -> None:
+        for process in self._processes:
+            if not process.ended:
+                process.popen.send_signal(signal.SIGCONT)
+                process.kill()
