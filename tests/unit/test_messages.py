@@ -1,0 +1,141 @@
+"""Golden files of everything that crosses Redis: a field that vanishes or changes its name is noticed here."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.messages import (
+    Abort,
+    Claimed,
+    Control,
+    Delta,
+    Drain,
+    Failed,
+    Finished,
+    Frame,
+    Job,
+    ModelRecord,
+    Released,
+    Resume,
+    SamplingParams,
+    Usage,
+    WorkerInfo,
+    decode_control,
+    decode_frame,
+    decode_job,
+    encode,
+    new_process_id,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+OF: Any = {"job": "chatcmpl-1-0", "attempt": 1, "worker": "host-ab12"}
+EXAMPLES: dict[str, tuple[Any, Any]] = {
+    "job": (
+        Job(
+            id="chatcmpl-1-0",
+            request="chatcmpl-1",
+            model="m",
+            kind="chat",
+            payload={"messages": [{"role": "user", "content": "hello"}]},
+            sampling=SamplingParams(
+                seed=7,
+                max_tokens=5,
+                temperature=0.5,
+                top_p=0.9,
+                top_k=40,
+                min_p=0.1,
+                stop=("END",),
+                presence_penalty=0.1,
+                frequency_penalty=0.2,
+                repetition_penalty=1.1,
+            ),
+            gateway="host-cd34",
+            deadline=1_800_000_000_000,
+            choice=2,
+            attempt=1,
+            crashes=1,
+            job_class="high",
+            resume=Resume([1, 2, 3], 9),
+            trace="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ),
+        Job,
+    ),
+    "job_with_payload_aside": (
+        Job(
+            id="cmpl-1-0",
+            request="cmpl-1",
+            model="m",
+            kind="completion",
+            payload=0,
+            sampling=SamplingParams(seed=7),
+            gateway="host-cd34",
+            deadline=1_800_000_000_000,
+        ),
+        Job,
+    ),
+    "frame": (
+        Frame(
+            [
+                Claimed(stream="tokenbus:jobs:{m}:normal", entry="1-0", **OF),
+                Delta(seq=0, text="hi", token_ids=[5, 6], **OF),
+                Delta(seq=1, embeddings=["AACAPw=="], **OF),
+                Finished(seq=2, reason="stop", usage=Usage(3, 2, 1), **OF),
+                Failed(seq=3, code="engine_error", message="broke", retryable=True, **OF),
+                Released(seq=4, **OF),
+            ]
+        ),
+        Frame,
+    ),
+    "abort": (Abort("chatcmpl-1-0", 1), Control),
+    "drain": (Drain(), Control),
+    "worker_info": (
+        WorkerInfo(
+            id="host-ab12",
+            model="m",
+            names=["m", "alias"],
+            fingerprint="f00d",
+            engine="echo",
+            max_model_len=8192,
+            resumable=True,
+            state="ready",
+            slots=4,
+            running=1,
+            tokens_per_s=12.5,
+            version="0.1.0",
+            started=1_800_000_000.0,
+        ),
+        WorkerInfo,
+    ),
+    "model_record": (
+        ModelRecord(
+            model="m", fingerprint="f00d", max_model_len=8192, engine="echo", worker="host-ab12", last_seen=1.5
+        ),
+        ModelRecord,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_message_is_what_the_golden_file_says(name: str) -> None:
+    message, type_ = EXAMPLES[name]
+    golden = (GOLDEN / f"{name}.json").read_bytes()
+    assert msgspec.json.format(encode(message), indent=2) == golden.rstrip()
+    assert msgspec.json.decode(golden, type=type_) == message
+
+
+def test_fields_of_a_later_release_are_skipped() -> None:
+    job, _ = EXAMPLES["job"]
+    later = msgspec.json.decode(encode(job)) | {"tomorrow": 1}
+    assert decode_job(encode(later)) == job
+
+
+def test_garbage_is_refused_at_the_border() -> None:
+    for decode in (decode_job, decode_frame, decode_control):
+        with pytest.raises(msgspec.MsgspecError):
+            decode(b'{"type":"unheard-of"}')
+
+
+def test_process_ids_are_never_the_same() -> None:
+    assert new_process_id() != new_process_id()

@@ -1,0 +1,110 @@
+"""Flags of the processes: values, sources, and one line for what does not fit."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import GatewaySettings
+from shared.errors import StartupError
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("TOKENBUS_CONFIG", raising=False)
+
+
+def gateway(*argv: str) -> GatewaySettings:
+    return GatewaySettings.read("gateway", argv)
+
+
+def worker(*argv: str) -> WorkerSettings:
+    return WorkerSettings.read("worker", argv)
+
+
+def test_lists_are_written_with_commas() -> None:
+    assert gateway("--api-keys", "a, b,,c").api_keys == ["a", "b", "c"]
+
+
+def test_flag_over_environment_over_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "tokenbus.toml"
+    file.write_text("port = 1\nmax_queue = 1\nrequest_timeout = 1.0\n")
+    monkeypatch.setenv("TOKENBUS_CONFIG", str(file))
+    monkeypatch.setenv("TOKENBUS_PORT", "2")
+    monkeypatch.setenv("TOKENBUS_MAX_QUEUE", "2")
+    settings = gateway("--port", "3")
+    assert (settings.port, settings.max_queue, settings.request_timeout) == (3, 2, 1.0)
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "TOKENBUS_REDIS_URL"])
+def test_redis_has_its_usual_name_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "redis://elsewhere:1")
+    assert gateway().redis_url == "redis://elsewhere:1"
+
+
+def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\ntwo\n")
+    assert gateway("--api-keys", "zero", "--api-keys-file", str(file)).api_keys == ["zero", "one", "two"]
+    with pytest.raises(StartupError, match="No such file"):
+        gateway("--api-keys-file", str(tmp_path / "none"))
+
+
+def test_a_value_that_does_not_fit_is_named_in_one_line() -> None:
+    with pytest.raises(StartupError, match=r"^--port: .*integer") as error:
+        gateway("--port", "x")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_flag_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        gateway("--prt", "1")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--load-8bit"],
+        ["--load-4bit"],
+        ["--num-gpus", "2"],
+        ["--max-gpu-memory", "10GiB"],
+        ["--tensor-parallel-size", "2"],
+        ["--gpu-memory-utilization", "0.9"],
+        ["--tool-call-parser", "hermes"],
+        ["--engine", "vllm"],
+    ],
+)
+def test_a_flag_that_is_not_implemented_is_refused_by_name(flags: list[str]) -> None:
+    with pytest.raises(StartupError, match=f"^{flags[0]}.* not implemented yet"):
+        worker("--model-path", "/m", *flags)
+
+
+def test_flags_of_fastchat_without_meaning_here_are_accepted() -> None:
+    settings = worker(
+        "--model-path", "/m", "--host", "0.0.0.0", "--port", "21002", "--worker-address", "http://localhost:21002"
+    )
+    assert settings.without_meaning() == ["--host", "--port", "--worker-address"]
+    assert worker("--model-path", "/m").without_meaning() == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--model-path", "/models/Qwen2.5-7B"], ["Qwen2.5-7B"]),
+        (["--model-path", "/models/Qwen2.5-7B/"], ["Qwen2.5-7B"]),
+        (["--model-path", "/models/tiny.gguf"], ["tiny"]),
+        (["--model-path", "/m", "--model-names", "A,b,A"], ["A", "b"]),
+        (["--model-path", "/m", "--served-model-name", "s"], ["s"]),
+        (["--engine", "echo"], ["echo"]),
+    ],
+)
+def test_names_default_to_the_folders(flags: list[str], names: list[str]) -> None:
+    assert worker(*flags).names() == names
+
+
+def test_a_model_is_needed() -> None:
+    with pytest.raises(StartupError, match="--model-path is needed"):
+        worker()
