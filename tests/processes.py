@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.conftest import free_port, wait_until
 
@@ -93,7 +93,7 @@ class Stack:
         """Waits until exactly these names are listed."""
 
         async def listed() -> bool:
-            async with httpx.AsyncClient() as http:
+            async with httpx2.AsyncClient() as http:
                 data = (await http.get(f"{self.url}/v1/models")).json().get("data", [])
             return {row["id"] for row in data} == set(names)
 
@@ -101,9 +101,9 @@ class Stack:
 
     async def _answers(self, path: str) -> bool:
         try:
-            async with httpx.AsyncClient() as http:
+            async with httpx2.AsyncClient() as http:
                 return (await http.get(self.url + path)).status_code == 200
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
 
     async def registry(self) -> list[dict[str, Any]]:
