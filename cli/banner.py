@@ -2,14 +2,18 @@
 
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cli.valkey import EmbeddedValkey
 from shared.connection import describe
 
-GREETING = "Say hello in five words."
+QUESTION = "What is the capital of France?"
+OPTIONS = {"max_tokens": 32, "temperature": 0}  # a small model makes a better first impression when it is greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class Banner:
     api_key: str | None
     redis_line: str
     logs: Path
+    tool: str = "tokenbus"  # how to type it here
+    python_hint: str = "pip install openai"
 
     @property
     def origin(self) -> str:
@@ -41,11 +47,11 @@ From a shell:
 
 {self.curl()}
 
-tokenbus run {self.models[0]}{self._run_flags()}
-tokenbus ps
+{self.tool} run {self.models[0]}{self._run_flags()}
+{self.tool} ps
 {self.redis_line}
 
-From Python, with the openai package:
+From Python ({self.python_hint}):
 
 {self.python()}
 
@@ -53,7 +59,7 @@ Ctrl-C stops everything.
 """
 
     def curl(self) -> str:
-        body = {"model": self.models[0], "messages": [{"role": "user", "content": GREETING}], "max_tokens": 32}
+        body = {"model": self.models[0], "messages": [{"role": "user", "content": QUESTION}], **OPTIONS}
         words = ["curl", "-sS", f"{self.base_url}/chat/completions", "-H", "Content-Type: application/json"]
         if self.api_key:
             words += ["-H", f"Authorization: Bearer {self.api_key}"]
@@ -61,13 +67,14 @@ Ctrl-C stops everything.
 
     def python(self) -> str:
         """Flat lines, so that they can be pasted into an interactive interpreter as well."""
-        messages = [{"role": "user", "content": GREETING}]
+        messages = [{"role": "user", "content": QUESTION}]
+        options = ", ".join(f"{name}={value!r}" for name, value in OPTIONS.items())
         return "\n".join(
             [
                 "from openai import OpenAI",
                 f"client = OpenAI(base_url={self.base_url!r}, api_key={self.api_key or 'none'!r})",
                 f"messages = {messages!r}",
-                f"reply = client.chat.completions.create(model={self.models[0]!r}, messages=messages, max_tokens=32)",
+                f"reply = client.chat.completions.create(model={self.models[0]!r}, messages=messages, {options})",
                 "print(reply.choices[0].message.content)",
             ]
         )
@@ -89,3 +96,18 @@ def named_redis_line(url: str, in_environment: bool) -> str:
         return 'redis-cli -u "$REDIS_URL"'
     scheme = url.partition("://")[0]
     return shlex.join(["redis-cli", "-u", f"{scheme}://{describe(url)}"])
+
+
+def tool_here() -> str:
+    """The command's name, or its path where the environment that holds it is not active."""
+    beside = Path(sys.executable).with_name("tokenbus")
+    found = shutil.which("tokenbus")
+    return "tokenbus" if found == str(beside) or not beside.exists() else shlex.quote(_short(beside))
+
+
+def python_hint_here() -> str:
+    return f"{_short(Path(sys.executable))} has the openai package" if find_spec("openai") else "pip install openai"
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

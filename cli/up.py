@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 from pydantic import AliasChoices, Field
 
-from cli.banner import Banner, embedded_redis_line, named_redis_line
+from cli.banner import Banner, embedded_redis_line, named_redis_line, python_hint_here, tool_here
 from cli.demo_models import DEMO_MODELS
 from cli.progress import Progress
 from cli.readiness import Readiness
@@ -104,7 +104,16 @@ async def run(settings: UpSettings, bus: Bus, logs: Path, supervisor: Supervisor
     """Until cancelled. Raises ChildFailed, StartupError."""
     models = settings.models()
     names = [model.name for model in models]
-    banner = Banner(settings.host, settings.port, names, settings.first_api_key(), bus.redis_line, logs)
+    banner = Banner(
+        host=settings.host,
+        port=settings.port,
+        models=names,
+        api_key=settings.first_api_key(),
+        redis_line=bus.redis_line,
+        logs=logs,
+        tool=tool_here(),
+        python_hint=python_hint_here(),
+    )
     async with supervisor, aclosing(connect(bus.url)) as redis, httpx2.AsyncClient(trust_env=False) as http:
         readiness = Readiness(redis, Keys(settings.namespace), names, banner.origin, http)
 
