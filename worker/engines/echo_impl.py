@@ -32,6 +32,7 @@ class Sequence:
     stops: StopMatcher
     made: int = 0
     skip: int = 0  # characters that the gateway already has
+    unsent: str = ""  # made before, and not among them
 
     def next_token(self) -> tuple[int, str]:
         index = self.made % len(self.words)
@@ -92,7 +93,7 @@ class EchoStepper:
         if request.resume is not None:
             sequence.skip = request.resume.chars_sent
             for _ in request.resume.token_ids:
-                sequence.next_token()
+                sequence.unsent += sequence.next_token()[1]
         return sequence
 
     def add(self, prepared: Sequence) -> None:
@@ -128,9 +129,11 @@ class EchoStepper:
             self._next_step = max(self._next_step, now - self._interval) + self._interval
 
     def _advance(self, sequence: Sequence) -> Output:
-        output = Output(sequence.id)
+        output = Output(sequence.id, sequence.unsent)
+        sequence.unsent = ""
         if sequence.finish_reason() is None:  # a resumed one may have nothing left to do
-            token, output.text = sequence.next_token()
+            token, text = sequence.next_token()
+            output.text += text
             output.token_ids = [token]
         if reason := sequence.finish_reason():
             output.text += sequence.end()

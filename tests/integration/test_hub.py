@@ -1,0 +1,311 @@
+"""The gateway's side: fencing, re-issue, and what it does when no event comes. Workers are played by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.hub import Hub
+from gateway.inflight import Mailbox
+from gateway.metrics import Metrics
+from gateway.watch import Watch
+from registry.directory import Directory
+from shared.connection import subscribed
+from shared.errors import DeadlineExceeded, NoWorkers, QueueFull, UnsupportedModel, WorkerLost
+from shared.keys import GROUP, Keys
+from shared.messages import (
+    Abort,
+    Claimed,
+    Delta,
+    Failed,
+    Finished,
+    Frame,
+    Job,
+    Released,
+    Resume,
+    Usage,
+    decode_control,
+    encode,
+)
+from shared.queue import Claim, JobQueue
+from tests.conftest import wait_until
+from tests.integration.bus import make_job
+
+
+class Bus:
+    """A hub and its watch, and workers that say what a test makes them say."""
+
+    def __init__(self, client: Any, keys: Keys) -> None:
+        self.client = client
+        self.keys = keys
+        self.metrics = Metrics()
+        self.hub = Hub(client, keys, "gw", self.metrics, max_queue=10, method="pull")
+        self.queue = JobQueue(client, keys)
+        self.directory = Directory(client, keys)
+        self.watch = Watch(client, keys, self.hub, self.directory, self.metrics, 60, no_worker_timeout=60)
+
+    async def live(self, worker: str) -> None:
+        await self.queue.create_groups("echo", worker)
+        await self.client.set(self.keys.worker("echo", worker), "{}", px=60_000)
+
+    async def dies(self, worker: str) -> None:
+        await self.client.delete(self.keys.worker("echo", worker))
+
+    async def submit(self, *jobs: Job) -> Mailbox:
+        mailbox = Mailbox()
+        await self.hub.submit(jobs or [make_job("r-0", max_tokens=9)], mailbox)
+        return mailbox
+
+    async def claim(self, worker: str) -> Claim:
+        async def claims() -> list[Claim]:
+            return await self.queue.claim("echo", worker, free=1, block_ms=0)
+
+        (claim,) = await wait_until(claims, description=f"a job for {worker}", timeout=10)
+        self.says(worker, claim, Claimed, stream=claim.entry.stream, entry=claim.entry.id)
+        return claim  # type: ignore[no-any-return]
+
+    def says(self, worker: str, claim: Claim, kind: type[Any], **fields: Any) -> None:
+        event = kind(job=claim.job.id, attempt=claim.job.attempt, worker=worker, **fields)
+        self.hub.on_frame(encode(Frame([event])))
+
+    async def is_clean(self) -> bool:
+        for stream in self.keys.job_streams("echo"):
+            if await self.client.xlen(stream) or (await self.client.xpending(stream, GROUP))["pending"]:
+                return False
+        return True
+
+
+@pytest.fixture
+async def bus(client: Any, keys: Keys) -> AsyncIterator[Bus]:
+    bus = Bus(client, keys)
+    tasks = [asyncio.create_task(part.run()) for part in (bus.hub, bus.watch)]
+    await bus.hub.ready()
+    await bus.live("w1")
+    await bus.live("w2")
+    yield bus
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def fenced(bus: Bus) -> float:
+    return sum(sample.value for sample in bus.metrics.fenced.collect()[0].samples if sample.name.endswith("_total"))
+
+
+async def test_text_and_end_come_to_the_mailbox(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    bus.says("w1", claim, Finished, seq=1, reason="stop", usage=Usage(1, 1))
+    (update,) = await mailbox.get()
+    assert (update.text, update.finish_reason, update.usage) == ("a", "stop", Usage(1, 1))
+    await wait_until(bus.is_clean, description="the gateway settles, should the worker die before it does")
+
+
+async def test_a_dead_workers_job_goes_on_elsewhere_from_its_tokens(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a b", token_ids=[0, 1])
+    await bus.dies("w1")
+    again = await bus.claim("w2")
+    assert (again.job.attempt, again.job.crashes, again.job.resume) == (1, 1, Resume([0, 1], 3))
+    bus.says("w2", again, Delta, seq=0, text=" c", token_ids=[2])
+    bus.says("w2", again, Finished, seq=1, reason="length", usage=Usage(1, 3))
+    (update,) = await mailbox.get()
+    assert update.text == "a b c"
+    await wait_until(bus.is_clean, description="nothing is left of either attempt")
+
+
+async def test_a_worker_that_dies_before_its_claim_is_heard_loses_its_job_too(bus: Bus) -> None:
+    await bus.submit()
+    await bus.queue.claim("echo", "w1", free=1, block_ms=0)  # and not a word of it
+    await bus.dies("w1")
+    again = await bus.claim("w2")
+    assert (again.job.attempt, again.job.crashes) == (1, 1)
+
+
+async def test_jobs_in_the_inbox_of_a_dead_worker_go_elsewhere_without_blame(bus: Bus) -> None:
+    bus.hub._method = "lottery"
+    info = '{"state": "ready", "slots": 4}'
+    await bus.client.set(bus.keys.worker("echo", "w1"), info, px=60_000)
+    await bus.client.zadd(bus.keys.workers("echo"), {"w1": 1})
+    await bus.submit()
+    assert await bus.client.xlen(bus.keys.inbox("echo", "w1")) == 1
+    await bus.dies("w1")
+    again = await bus.claim("w2")
+    assert (again.job.attempt, again.job.crashes) == (1, 0)
+    assert await bus.client.xlen(bus.keys.inbox("echo", "w1")) == 0
+
+
+async def test_an_old_attempt_cannot_write_and_is_told_to_stop(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    await bus.dies("w1")
+    again = await bus.claim("w2")
+    async with subscribed(bus.client, bus.keys.control("w1")) as orders:
+        bus.says("w1", claim, Delta, seq=1, text="GHOST", token_ids=[1])
+        assert decode_control(await asyncio.wait_for(anext(orders), 5)) == Abort("r-0", 0)
+    bus.says("w2", again, Delta, seq=0, text=" b", token_ids=[1])
+    assert (await mailbox.get())[0].text == "a b"
+    assert fenced(bus) == 1
+
+
+async def test_only_the_first_claimer_of_an_attempt_may_speak(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w2", claim, Delta, seq=0, text="GHOST", token_ids=[9])
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    assert (await mailbox.get())[0].text == "a"
+
+
+async def test_frames_of_closed_jobs_are_answered_with_an_abort(bus: Bus) -> None:
+    await bus.submit()
+    claim = await bus.claim("w1")
+    bus.hub.cancel(["r-0"])
+    async with subscribed(bus.client, bus.keys.control("w1")) as orders:
+        bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+        assert decode_control(await asyncio.wait_for(anext(orders), 5)) == Abort("r-0", 0)
+
+
+async def test_a_gap_in_seq_reissues_from_what_is_here(bus: Bus) -> None:
+    await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    bus.says("w1", claim, Delta, seq=2, text=" c", token_ids=[2])
+    again = await bus.claim("w2")
+    assert (again.job.resume, again.job.crashes) == (Resume([0], 1), 0)
+
+
+async def test_a_repeated_frame_is_taken_once(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    for _ in range(2):
+        bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    bus.says("w1", claim, Delta, seq=1, text=" b", token_ids=[1])
+    assert (await mailbox.get())[0].text == "a b"
+
+
+async def test_a_released_job_goes_on_at_once_without_blame(bus: Bus) -> None:
+    await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    bus.says("w1", claim, Released, seq=1)
+    again = await bus.claim("w2")
+    assert (again.job.attempt, again.job.crashes, again.job.resume) == (1, 0, Resume([0], 1))
+
+
+async def test_an_end_that_was_lost_is_asked_for_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has finished and settled, but its last frame never came."""
+    monkeypatch.setattr(Watch, "SILENT_S", 0.2)
+    await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    await bus.client.xdel(claim.entry.stream, claim.entry.id)
+    again = await bus.claim("w2")
+    assert (again.job.resume, again.job.crashes) == (Resume([0], 1), 0)
+
+
+async def test_a_queued_entry_that_redis_lost_is_queued_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watch, "QUEUED_SILENT_S", 0.2)
+    await bus.submit()
+    await bus.client.delete(bus.keys.jobs("echo", "normal"))
+    assert (await bus.claim("w1")).job.attempt == 1
+
+
+async def test_a_job_that_kills_three_workers_is_buried(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    for worker in ("w1", "w2", "w3"):
+        await bus.live(worker)
+        await bus.claim(worker)
+        await bus.dies(worker)
+    with pytest.raises(WorkerLost, match="given up after 3 workers"):
+        await asyncio.wait_for(mailbox.get(), 5)
+    ((_, row),) = await wait_until(
+        lambda: bus.client.xrange(bus.keys.dead("echo")), description="the dead letter is written"
+    )
+    assert row[b"reason"] == b"worker_lost"
+    await wait_until(bus.is_clean, description="its entry is gone")
+
+
+async def test_a_failure_of_the_engine_is_tried_elsewhere(bus: Bus) -> None:
+    await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Failed, seq=0, code="engine_error", message="boom", retryable=True)
+    assert (await bus.claim("w2")).job.crashes == 1
+
+
+async def test_a_failure_of_the_request_ends_it_with_the_same_code(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Failed, seq=0, code="unsupported_model", message="no")
+    with pytest.raises(UnsupportedModel, match="no"):
+        await mailbox.get()
+
+
+async def test_an_engine_that_gives_no_token_ids_cannot_go_on(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a")
+    await bus.dies("w1")
+    assert (await mailbox.get())[0].text == "a"
+    with pytest.raises(WorkerLost, match="cannot continue"):
+        await asyncio.wait_for(mailbox.get(), 5)
+
+
+async def test_cancelling_takes_the_job_away_wherever_it_is(bus: Bus) -> None:
+    await bus.submit(make_job("r-0"), make_job("r-1"))
+    claim = await bus.claim("w1")
+    async with subscribed(bus.client, bus.keys.control("w1")) as orders:
+        bus.hub.cancel(["r-0", "r-1"])
+        assert decode_control(await asyncio.wait_for(anext(orders), 5)) == Abort(claim.job.id, 0)
+    await wait_until(bus.is_clean, description="both entries are gone")
+    assert await bus.client.exists(bus.keys.cancelled("r-0"), bus.keys.cancelled("r-1")) == 2
+
+
+async def test_a_request_that_is_refused_leaves_nothing(bus: Bus) -> None:
+    await bus.submit(*(make_job(f"q-{i}") for i in range(10)))
+    with pytest.raises(QueueFull) as refusal:
+        await bus.submit(make_job("r-0"))
+    assert refusal.value.retry_after is not None
+    assert 1 <= refusal.value.retry_after <= 60
+    assert [inflight.job.id for inflight in bus.hub if inflight.job.id == "r-0"] == []
+
+
+async def test_a_deadline_ends_a_job_that_waits(bus: Bus) -> None:
+    mailbox = await bus.submit(make_job("r-0", deadline=1))
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(mailbox.get(), 5)
+    await wait_until(bus.is_clean, description="its entry is gone")
+
+
+async def test_a_job_does_not_wait_for_ever_where_nobody_is_left(bus: Bus) -> None:
+    bus.watch._no_worker_timeout = 0.3
+    mailbox = await bus.submit()
+    with pytest.raises(NoWorkers):
+        await asyncio.wait_for(mailbox.get(), 5)
+
+
+async def test_garbage_on_the_channel_harms_nobody(bus: Bus) -> None:
+    mailbox = await bus.submit()
+    claim = await bus.claim("w1")
+    bus.hub.on_frame(b"\xff{")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    assert (await mailbox.get())[0].text == "a"
+
+
+async def test_the_trace_of_a_job_tells_its_story(bus: Bus) -> None:
+    await bus.submit()
+    claim = await bus.claim("w1")
+    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+    bus.says("w1", claim, Finished, seq=1, reason="stop", usage=Usage(1, 1))
+
+    async def story() -> set[bytes]:
+        rows = await bus.client.xrange(bus.keys.trace("r-0"))
+        return {key for _, row in rows for key in row}
+
+    async def is_told() -> bool:
+        return {b"queued", b"claimed", b"first_token", b"finished"} <= await story()
+
+    await wait_until(is_told, description="the trace is written")

@@ -1,0 +1,199 @@
+"""Leases, names, the live view, and the janitor."""
+
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+from registry.__main__ import is_alive
+from registry.directory import Directory, nearest
+from registry.janitor import Janitor
+from registry.lease import LeaseKeeper, deregister, register
+from registry.table import render, rows
+from shared.errors import ModelNotFound, NoWorkers, StartupError
+from shared.keys import GROUP, Keys
+from shared.messages import WorkerInfo, encode
+from shared.queue import JobQueue
+from tests.conftest import wait_until
+from tests.integration.bus import make_job
+
+INFO = WorkerInfo(
+    id="host-w1",
+    model="echo",
+    names=["echo", "Parrot"],
+    fingerprint="f00d",
+    engine="echo",
+    max_model_len=100,
+    resumable=True,
+    state="ready",
+    slots=4,
+    running=1,
+    tokens_per_s=3.0,
+    version="0",
+    started=0,
+)
+
+
+def other(**fields: Any) -> WorkerInfo:
+    return msgspec.structs.replace(INFO, **fields)
+
+
+@pytest.fixture
+def directory(client: Any, keys: Keys) -> Directory:
+    return Directory(client, keys)
+
+
+async def test_a_registered_worker_is_found_by_each_of_its_names(client: Any, keys: Keys, directory: Directory) -> None:
+    await register(client, keys, INFO)
+    for name in INFO.names:
+        assert (await directory.resolve(name)).model == "echo"
+    assert directory.snapshot.live_names() == ["Parrot", "echo"]
+
+
+async def test_a_lease_runs_out_by_itself(client: Any, keys: Keys, directory: Directory) -> None:
+    await register(client, keys, INFO)
+    assert 0 < await client.pttl(keys.worker("echo", INFO.id)) <= 2500
+
+
+async def test_known_but_dead_is_told_from_never_heard_of(client: Any, keys: Keys, directory: Directory) -> None:
+    await register(client, keys, INFO)
+    await deregister(client, keys, "echo", INFO.id)
+    with pytest.raises(NoWorkers) as error:
+        await directory.resolve("echo")
+    assert error.value.retry_after
+    with pytest.raises(ModelNotFound):
+        await directory.resolve("unheard-of")
+
+
+async def test_a_near_miss_says_which_name_was_meant(client: Any, keys: Keys, directory: Directory) -> None:
+    await register(client, keys, INFO)
+    with pytest.raises(ModelNotFound, match="Did you mean 'Parrot'"):
+        await directory.resolve("parrot")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("qwen2.5-7b", "Qwen2.5-7B"), ("qwen25-7b", "Qwen2.5-7B"), ("llama-3", "llama3-8b"), ("gpt-4o", None)],
+)
+def test_nearest_name(name: str, meant: str | None) -> None:
+    assert nearest(name, ["Qwen2.5-7B", "llama3-8b"]) == meant
+
+
+async def test_a_name_bound_to_other_weights_is_refused(client: Any, keys: Keys) -> None:
+    await register(client, keys, INFO)
+    with pytest.raises(StartupError, match=r"'Parrot' is taken: worker host-w1 serves 'echo' under it, with other"):
+        await register(client, keys, other(id="host-w2", model="new", names=["new", "Parrot"], fingerprint="beef"))
+    assert not await client.exists(keys.worker("new", "host-w2"))
+    assert not await client.hexists(keys.models(), "new")
+
+
+async def test_any_number_of_workers_may_serve_the_same_weights(client: Any, keys: Keys, directory: Directory) -> None:
+    await register(client, keys, INFO)
+    await register(client, keys, other(id="host-w2"))
+    await directory.refresh()
+    assert len(directory.snapshot.workers["echo"]) == 2
+
+
+async def test_a_lost_lease_is_not_taken_back(client: Any, redis_url: str, keys: Keys) -> None:
+    await register(client, keys, INFO)
+    lost = threading.Event()
+    keeper = LeaseKeeper(redis_url, keys, lambda: INFO, lambda: True, lost.set)
+    keeper.start()
+    await client.delete(keys.worker("echo", INFO.id))
+    await wait_until(lost.is_set, description="the loss is noticed", timeout=3)
+    keeper.stop()
+    assert not await client.exists(keys.worker("echo", INFO.id))
+
+
+async def test_the_lease_follows_what_the_worker_says_of_itself(client: Any, redis_url: str, keys: Keys) -> None:
+    await register(client, keys, INFO)
+    running = [1]
+    keeper = LeaseKeeper(redis_url, keys, lambda: other(running=running[0]), lambda: True, lambda: None)
+    keeper.start()
+    running[0] = 3
+
+    async def shown() -> bool:
+        found = await rows(client, keys)
+        return bool(found and found[0]["slots_used"] == 3)
+
+    await wait_until(shown, description="the new value is in the lease", timeout=3)
+    keeper.stop()
+
+
+async def test_a_worker_that_does_not_move_loses_its_lease(client: Any, redis_url: str, keys: Keys) -> None:
+    await register(client, keys, INFO)
+    await client.pexpire(keys.worker("echo", INFO.id), 800)
+    keeper = LeaseKeeper(redis_url, keys, lambda: INFO, lambda: False, lambda: None)
+    keeper.start()
+
+    async def gone() -> bool:
+        return not await client.exists(keys.worker("echo", INFO.id))
+
+    await wait_until(gone, description="the lease ran out", timeout=3)
+    keeper.stop()
+
+
+async def test_a_worker_is_alive_by_its_id_and_by_its_host(client: Any, keys: Keys) -> None:
+    await register(client, keys, INFO)
+    assert await is_alive(client, keys, "host-w1")
+    assert await is_alive(client, keys, "host")
+    assert not await is_alive(client, keys, "hos")
+
+
+async def test_the_table_has_a_row_per_worker(client: Any, keys: Keys) -> None:
+    await register(client, keys, INFO)
+    await JobQueue(client, keys).enqueue([make_job()], 10, "pull")
+    (row,) = await rows(client, keys)
+    assert (row["worker"], row["models"], row["slots_used"], row["slots"], row["queue"]) == (
+        "host-w1",
+        ["echo", "Parrot"],
+        1,
+        4,
+        1,
+    )
+    assert render([row]).row_count == 1
+
+
+class TestJanitor:
+    @pytest.fixture
+    def janitor(self, client: Any, keys: Keys) -> Janitor:
+        return Janitor(client, keys, "gw")
+
+    async def prepare(self, client: Any, keys: Keys, *, gateway_lives: bool) -> JobQueue:
+        """A worker with one job running and one in its inbox, which then dies."""
+        queue = JobQueue(client, keys)
+        await queue.create_groups("echo", INFO.id)
+        await register(client, keys, INFO)
+        await queue.enqueue([make_job()], 10, "pull")
+        assert await queue.claim("echo", INFO.id, free=1, block_ms=0)
+        await client.xadd(keys.inbox("echo", INFO.id), {"job": encode(make_job("s-0"))})
+        await client.delete(keys.worker("echo", INFO.id))
+        if gateway_lives:
+            await client.set(keys.gateway("gw"), "1", px=60_000)
+        return queue
+
+    async def test_nothing_of_the_dead_is_left(self, client: Any, keys: Keys, janitor: Janitor) -> None:
+        await self.prepare(client, keys, gateway_lives=False)
+        await janitor.sweep()
+        stream = keys.jobs("echo", "normal")
+        assert await client.xlen(stream) == 0
+        assert (await client.xpending(stream, GROUP))["pending"] == 0
+        assert await client.xinfo_consumers(stream, GROUP) == []
+        assert not await client.exists(keys.inbox("echo", INFO.id), keys.workers("echo"))
+
+    async def test_what_a_living_gateway_owns_is_left_to_it(self, client: Any, keys: Keys, janitor: Janitor) -> None:
+        queue = await self.prepare(client, keys, gateway_lives=True)
+        await janitor.sweep()
+        assert len(await queue.pending_of("echo", INFO.id)) == 1
+        assert await client.xlen(keys.inbox("echo", INFO.id)) == 1
+        assert await client.zscore(keys.workers("echo"), INFO.id) is not None
+
+    async def test_the_living_are_not_touched(self, client: Any, keys: Keys, janitor: Janitor) -> None:
+        queue = JobQueue(client, keys)
+        await queue.create_groups("echo", INFO.id)
+        await register(client, keys, INFO)
+        await queue.enqueue([make_job()], 10, "pull")
+        await queue.claim("echo", INFO.id, free=1, block_ms=0)
+        await janitor.sweep()
+        assert len(await queue.pending_of("echo", INFO.id)) == 1
