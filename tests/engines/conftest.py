@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from driving import Reference, SaveModel, Stepping
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tests.engines.driving import Reference, SaveModel, Stepping
 from worker.engines.options import EngineOptions
 from worker.engines.transformers_impl import TransformersStepper
 

@@ -1,5 +1,6 @@
 """Drives a Stepper by hand, step by step, and makes the reference that its tokens must equal."""
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,6 +50,11 @@ class Stepping:
         self.info = info
         self.answers: dict[str, Answer] = {}
         self._names = (f"r{number}" for number in itertools.count())
+
+    @property
+    def generation(self) -> Any:
+        """The stepper for generation models within the engine's own."""
+        return self.stepper._stepper  # type: ignore[attr-defined]
 
     def forget(self) -> None:
         self.stepper.abort_all()
@@ -102,12 +108,25 @@ class Stepping:
 class Reference:
     """transformers' own `generate`, one prompt at a time."""
 
-    def __init__(self, path: Path | str, **arguments: Any) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **arguments).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
+    def __init__(self, path: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
+
+    @classmethod
+    def beside(cls, engine: Stepping) -> "Reference":
+        """Of the weights that an engine holds, in a model that knows nothing of packed rows."""
+        reference = cls.__new__(cls)
+        packed = engine.generation._model._model
+        config = copy.deepcopy(packed.config)  # models made from one config share it, and its attention
+        config._attn_implementation = "sdpa"
+        reference.model = type(packed)(config).eval()
+        reference.model.load_state_dict(packed.state_dict())
+        reference.model.generation_config = packed.generation_config
+        reference.tokenizer = engine.generation._tokenizer
+        return reference
 
     def greedy(self, prompt: str | list[int], tokens: int, **options: Any) -> list[int]:
-        ids = self.tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
+        ids = self.tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
         given = torch.tensor([ids])
         out = self.model.generate(
             given,

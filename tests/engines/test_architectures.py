@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from driving import Reference, SaveModel, Stepping
 from transformers import AutoModelForSeq2SeqLM
 
 from shared.errors import StartupError
-from worker.engines import generation
+from tests.engines.driving import Reference, SaveModel, Stepping
+from worker.engines.generation import PromptBudget
 
 Load = Callable[..., Stepping]
 SUPPORTED: dict[str, dict[str, Any]] = {
@@ -32,13 +32,10 @@ PROMPTS = [[5, 9, 200], list(range(10, 80)), list(range(100, 130))]
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_an_architecture_is_continued_as_by_generate(
-    save_model: SaveModel, load: Load, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(generation, "STEP_TOKENS", 16)
-    monkeypatch.setattr(generation, "PROMPT_TOKENS", 10)
+def test_an_architecture_is_continued_as_by_generate(save_model: SaveModel, load: Load, name: str) -> None:
     path = save_model(name.partition(" ")[0], **SUPPORTED[name])
     engine = load(path)
+    engine.generation.budget = PromptBudget(alone=16, beside=10)
     ids = []
     for prompt in PROMPTS:
         ids.append(engine.submit(prompt, max_tokens=20))

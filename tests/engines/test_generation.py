@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable
 
 import pytest
-from driving import Reference, SaveModel, Stepping
 
 from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
-from worker.engines import generation
+from tests.engines.driving import Reference, SaveModel, Stepping
+from worker.engines.generation import PromptBudget
 
 PROMPTS = [
     "the quick",
@@ -24,10 +24,9 @@ def random_prompt(length: int, seed: int) -> list[int]:
 
 
 @pytest.fixture
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_steps(engine: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are computed in many chunks."""
-    monkeypatch.setattr(generation, "STEP_TOKENS", 12)
-    monkeypatch.setattr(generation, "PROMPT_TOKENS", 8)
+    monkeypatch.setattr(engine.generation, "budget", PromptBudget(alone=12, beside=8))
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from driving import Answer, Stepping
 
 from shared.errors import InvalidRequest
 from shared.messages import Resume
+from tests.engines.driving import Answer, Stepping
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": {"payload": "the quick", "max_tokens": 24},
@@ -64,7 +64,7 @@ def test_what_was_at_its_end_is_answered_without_computing(engine: Stepping, mon
     whole = engine.answer("the quick", max_tokens=24)
     stop = whole.text[5:12]
     stopped = engine.answer("the quick", max_tokens=24, stop=(stop,))
-    model = engine.stepper._stepper._model  # type: ignore[attr-defined]
+    model = engine.generation._model
     monkeypatch.setattr(model, "forward", lambda *_: pytest.fail("a step was computed"))
     full = engine.answer("the quick", max_tokens=24, resume=Resume(whole.token_ids, 3))
     assert (full.text, full.token_ids, full.finish_reason) == (whole.text[3:], [], "length")

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from driving import Answer, Reference, Stepping
+
+from tests.engines.driving import Answer, Reference, Stepping
 
 RANDOM: dict[str, Any] = {"temperature": 1.5, "max_tokens": 30}
 REQUESTS: list[dict[str, Any]] = [
@@ -90,7 +91,7 @@ def test_one_request_that_fails_does_not_hurt_its_neighbour(
     expected = engine.answer(**request_)
     neighbour = engine.submit(**request_)
     failing = engine.submit("hello", max_tokens=30)
-    sequence = engine.stepper._stepper.waiting[-1]  # type: ignore[attr-defined]
+    sequence = engine.generation.waiting[-1]
     monkeypatch.setattr(sequence, "output", lambda token_ids: 1 / 0)
     engine.finish()
     assert engine.answers[neighbour].token_ids == expected.token_ids

@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 
 from shared.errors import StartupError
 from worker.engines.fingerprint import fingerprint_of
+from worker.engines.gguf_file import restore_pre_tokenizer
 from worker.engines.options import EngineOptions
 
 DTYPES = {
@@ -67,20 +68,23 @@ class Checkpoint:
         """The content of one of its JSON files; None if there is no such file."""
         if self._gguf_file:
             return None
-        path = cached_file(
-            self._source,
-            name,
-            revision=self._options.revision,
-            local_files_only=self._is_local,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        return None if path is None else json.loads(Path(path).read_text())
+        with self._reading(name):
+            path = cached_file(
+                self._source,
+                name,
+                revision=self._options.revision,
+                local_files_only=self._is_local,
+                _raise_exceptions_for_missing_entries=False,
+            )
+            return None if path is None else json.loads(Path(path).read_text())
 
     def tokenizer(self) -> Any:
         with self._reading("tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(self._source, **self._arguments)
         if not getattr(tokenizer, "is_fast", False):
             raise StartupError(f"{self._options.model_path} has no tokenizer that the tokenizers library can run")
+        if self._gguf_file:
+            restore_pre_tokenizer(tokenizer.backend_tokenizer, Path(self._source, self._gguf_file))
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         if self._options.chat_template is not None:
@@ -132,7 +136,7 @@ class Checkpoint:
 
     def _weights_bytes(self) -> list[int]:
         if self._gguf_file:
-            return [os.path.getsize(os.path.join(self._source, self._gguf_file))]
+            return [Path(self._source, self._gguf_file).stat().st_size]
         config = cached_file(
             self._source, "config.json", revision=self._options.revision, local_files_only=self._is_local
         )

@@ -17,7 +17,8 @@ from worker.engines.options import EngineOptions
 from worker.engines.pooling import Pooling
 from worker.engines.prompts import encodable
 
-STEP_TOKENS = 2048  # computed in one step, padding included; one longer input makes a step of its own
+STEP_TOKENS = 2048  # computed in one step
+BATCH_TOKENS = 512  # of them in one forward pass, padding included; one longer input has a pass of its own
 
 
 @dataclass(slots=True)
@@ -101,19 +102,22 @@ class EmbeddingStepper:
     def schedule(self) -> list[tuple[Batch, list[int]]]:
         """The next inputs, first come, first served, of as many requests as fit the step."""
         chosen: list[tuple[Batch, list[int]]] = []
-        longest = 0
+        budget = STEP_TOKENS
         for batch in self.waiting:
             for ids in batch.inputs[len(batch.done) :]:
-                longest = max(longest, len(ids))
-                if chosen and longest * (len(chosen) + 1) > STEP_TOKENS:
+                budget -= len(ids)
+                if chosen and budget < 0:
                     return chosen
                 chosen.append((batch, ids))
         return chosen
 
     def step(self) -> list[Output]:
         chosen = self.schedule()
-        for (batch, _), vector in zip(chosen, self._embed([ids for _, ids in chosen]), strict=True):
-            batch.done.append(vector)
+        vectors: dict[int, str] = {}
+        for places in batches_of_similar_length([len(ids) for _, ids in chosen], BATCH_TOKENS):
+            vectors.update(zip(places, self._embed([chosen[place][1] for place in places]), strict=True))
+        for place, (batch, _) in enumerate(chosen):
+            batch.done.append(vectors[place])
         outputs = []
         while self.waiting and len(self.waiting[0].done) == len(self.waiting[0].inputs):
             outputs.append(self.finish(self.waiting.popleft()))
@@ -135,3 +139,14 @@ class EmbeddingStepper:
         hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         vectors = self._pooling.pool(hidden.float(), mask).cpu().numpy().astype("<f4")
         return [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
+
+
+def batches_of_similar_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Places of inputs that are computed together: little padding, and at most `tokens` with it."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if batches and lengths[place] * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches

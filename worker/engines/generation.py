@@ -5,6 +5,7 @@ next tokens, `finish` lets a sequence go.
 """
 
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 
@@ -20,8 +21,21 @@ from worker.engines.sequence import Limits, Sequence
 
 log = get_logger(__name__)
 
-STEP_TOKENS = 512  # computed in one step, so that a long prompt does not hold up who is being answered
-PROMPT_TOKENS = 64  # of them for prompts, however many sequences are being answered
+
+@dataclass(frozen=True, slots=True)
+class PromptBudget:
+    """Prompt tokens that one step computes, when nobody is being answered and beside those who are.
+
+    The second bounds the pause that a long prompt makes in their streams.
+    """
+
+    alone: int
+    beside: int
+
+
+# SmolLM2-135M on one core: 64 tokens take 0.2 s at 85% of the speed of 512, which take 1.4 s.
+ON_CPU = PromptBudget(alone=256, beside=64)
+ON_GPU = PromptBudget(alone=2048, beside=512)
 
 
 class GenerationStepper:
@@ -36,6 +50,7 @@ class GenerationStepper:
         max_model_len = self._checkpoint.max_model_len()
         model = self._checkpoint.causal_model()
         self._model = PackedModel(model)
+        self.budget = ON_CPU if self._checkpoint.device.type == "cpu" else ON_GPU
         self._tokenizer = tokenizer.backend_tokenizer
         self._limits = Limits(self._checkpoint.eos_ids(model, tokenizer), max_model_len)
         self._prompts = PromptReader(tokenizer, self._model.vocabulary, max_model_len)
@@ -74,7 +89,7 @@ class GenerationStepper:
         while self.waiting and len(self.running) < self._slots:
             self.running.append(self.waiting.popleft())
         batch = [(sequence, sequence.next_tokens(1)) for sequence in self.running if sequence.uncomputed == 1]
-        budget = max(STEP_TOKENS - len(batch), PROMPT_TOKENS)
+        budget = self.budget.beside if batch else self.budget.alone
         for sequence in self.running:
             if sequence.uncomputed > 1 and budget > 0:
                 tokens = sequence.next_tokens(budget)

