@@ -51,6 +51,9 @@ class Errands:
         row = {"job": encode(job), "reason": reason}
         self._add(lambda pipe: pipe.xadd(self._keys.dead(job.model), row, maxlen=self.DEAD_LETTERS, approximate=True))
 
+    def forget_payload(self, request: str) -> None:
+        self._add(lambda pipe: pipe.unlink(self._keys.payload(request)))
+
     def trace(self, job: str, row: dict[str, str | int]) -> None:
         key = self._keys.trace(job)
         self._add(lambda pipe: pipe.xadd(key, row, maxlen=self.TRACE_ROWS, approximate=True))

@@ -30,18 +30,15 @@ class Answer:
         self.created = int(time.time())
         self.choices = len(jobs)
         self.mailbox = Mailbox()
-        self.jobs = jobs
+        self._jobs = [job.id for job in jobs]
         self._hub = hub
         self._per_prompt = choices_per_prompt
         self._usages: dict[int, Usage] = {}
 
-    async def submit(self) -> None:
-        await self._hub.submit(self.jobs, self.mailbox)
-
     def close(self) -> None:
         """Frees whatever still runs for it. Sync and idempotent."""
         if len(self._usages) < self.choices:
-            self._hub.cancel(job.id for job in self.jobs)
+            self._hub.cancel(self._jobs)
 
     async def updates(self) -> AsyncIterator[list[Update]]:
         """Until every choice has ended. Raises the request's error, or ClientGone."""
@@ -122,7 +119,7 @@ class Generator:
             for choice in range(n)
         ]
         answer = Answer(self._hub, id, name, jobs, n)
-        await answer.submit()
+        await self._hub.submit(jobs, answer.mailbox)
         return answer
 
 

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from gateway.errands import Errands
-from gateway.inflight import InFlight, Mailbox
+from gateway.inflight import Aside, InFlight, Mailbox
 from gateway.metrics import DrainRate, Metrics
 from shared.connection import BUS_ERRORS, Redis, subscribed
 from shared.errors import ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
-from shared.queue import LEASE_MS, DispatchMethod, Entry, JobQueue
+from shared.queue import LEASE_MS, DispatchMethod, Entry, JobQueue, set_aside
 
 log = get_logger(__name__)
 
@@ -100,6 +100,7 @@ class Hub:
             if inflight.closed or inflight.job.attempt != attempt:
                 continue
             try:
+                await self._put_aside(inflight)
                 entry = await self._queue.reissue(inflight.entry or Entry("", ""), inflight.job)
             except BUS_ERRORS as error:
                 # Whether it was appended is not known: should it turn up, its attempt is old.
@@ -114,11 +115,14 @@ class Hub:
     async def submit(self, jobs: Sequence[Job], mailbox: Mailbox) -> None:
         """Enqueue all jobs of one request. The mailbox listens before the first job can be claimed.
         Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
-        opened = [InFlight(job, index, mailbox) for index, job in enumerate(jobs)]
+        jobs, payloads = set_aside(jobs)
+        aside = Aside(jobs[0].request, payloads, len(jobs)) if payloads is not None else None
+        opened = [InFlight(job, index, mailbox, aside) for index, job in enumerate(jobs)]
         for inflight in opened:
             inflight.mark("queued", gateway=self.id)
             self._jobs[inflight.job.id] = inflight
         try:
+            await self._put_aside(opened[0])
             entries = await self._queue.enqueue(jobs, self._max_queue, self._method)
         except BaseException as error:
             self.cancel(job.id for job in jobs)
@@ -127,6 +131,10 @@ class Hub:
             raise
         for inflight, entry in zip(opened, entries, strict=True):
             self._placed(inflight, entry)
+
+    async def _put_aside(self, inflight: InFlight) -> None:
+        if aside := inflight.aside:
+            await self._queue.put_aside(aside.request, aside.payloads, inflight.job.deadline)
 
     def _placed(self, inflight: InFlight, entry: Entry) -> None:
         if inflight.closed:
@@ -170,6 +178,10 @@ class Hub:
         self._jobs.pop(inflight.job.id, None)
         if inflight.entry is not None:
             self._errands.settle(inflight.entry)
+        if aside := inflight.aside:
+            aside.open_jobs -= 1
+            if aside.open_jobs == 0:
+                self._errands.forget_payload(aside.request)
         self._write_trace(inflight)
 
     def _write_trace(self, inflight: InFlight) -> None:

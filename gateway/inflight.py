@@ -74,12 +74,22 @@ class Mailbox:
 
 
 @dataclass(slots=True)
+class Aside:
+    """The payloads of a request that lie beside its jobs, until the last of them has ended."""
+
+    request: str
+    payloads: bytes
+    open_jobs: int
+
+
+@dataclass(slots=True)
 class InFlight:
     """One job that this gateway answers for. `token_ids` and `chars` are what a next attempt goes on from."""
 
     job: Job
     index: int
     mailbox: Mailbox
+    aside: Aside | None = None
     entry: Entry | None = None  # None until Redis has answered the first enqueue
     worker: str | None = None  # the first claimer of the current attempt
     next_seq: int = 0

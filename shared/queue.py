@@ -55,7 +55,6 @@ class JobQueue:
     async def enqueue(self, jobs: Sequence[Job], max_queue: int, method: DispatchMethod) -> list[Entry]:
         """All jobs of one request (one model, one class), or none. Raises QueueFull."""
         first, keys = jobs[0], self._keys
-        jobs = await self._set_payloads_aside(jobs)
         reply = await self._enqueue(
             keys=[*keys.job_streams(first.model), keys.workers(first.model)],
             args=[
@@ -73,24 +72,14 @@ class JobQueue:
             raise QueueFull(f"{reply[1]} requests wait for '{first.model}' already; try again later.")
         return [Entry(*(part.decode() for part in reply[i : i + 3])) for i in range(1, len(reply), 3)]
 
-    async def _set_payloads_aside(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Large payloads go under one key of the request, each once; n choices of a prompt share theirs."""
-        distinct: list[Any] = []
-        for job in jobs:
-            if not any(job.payload is payload for payload in distinct):
-                distinct.append(job.payload)
-        blob = encode(distinct)
-        if len(blob) <= INLINE_PAYLOAD_BYTES:
-            return jobs
-        key = self._keys.payload(jobs[0].request)
-        await self._redis.set(key, blob, pxat=jobs[0].deadline + PAYLOAD_SLACK_MS)
-        index = {id(payload): i for i, payload in enumerate(distinct)}
-        return [msgspec.structs.replace(job, payload=index[id(job.payload)]) for job in jobs]
+    async def put_aside(self, request: str, payloads: bytes, deadline: int) -> None:
+        """What `set_aside` has made, where the workers look for it; before the first job, and again before a re-issue:
+        a Redis without persistence may have lost it."""
+        await self._redis.set(self._keys.payload(request), payloads, pxat=deadline + PAYLOAD_SLACK_MS, nx=True)
 
     async def reissue(self, old: Entry, job: Job) -> Entry:
-        """The job's next attempt at the front class, in place of its old entry. `job.payload` is the original one."""
+        """The job's next attempt at the front class, in place of its old entry."""
         front = self._keys.jobs(job.model, CLASSES[0])
-        (job,) = await self._set_payloads_aside([job])
         entry = await self._reissue(keys=[old.stream, front], args=[GROUP, old.id, encode(job)])
         return Entry(front, entry.decode())
 
@@ -195,6 +184,17 @@ class JobQueue:
                     settle(pipe, where)
                 await pipe.execute()
         return claims
+
+
+def set_aside(jobs: Sequence[Job]) -> tuple[Sequence[Job], bytes | None]:
+    """Where the payloads of one request are large: jobs that only tell which one is theirs, and the list of them, each
+    payload once (n choices of a prompt share theirs)."""
+    distinct = list({id(job.payload): job.payload for job in jobs}.values())
+    blob = encode(distinct)
+    if len(blob) <= INLINE_PAYLOAD_BYTES:
+        return jobs, None
+    index = {id(payload): i for i, payload in enumerate(distinct)}
+    return [msgspec.structs.replace(job, payload=index[id(job.payload)]) for job in jobs], blob
 
 
 def settle(pipe: Any, entry: Entry) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.hub import Hub
@@ -285,6 +286,34 @@ async def test_a_job_does_not_wait_for_ever_where_nobody_is_left(bus: Bus) -> No
     mailbox = await bus.submit()
     with pytest.raises(NoWorkers):
         await asyncio.wait_for(mailbox.get(), 5)
+
+
+def large(word: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": word * 40_000}]}
+
+
+async def test_payloads_that_lie_aside_go_when_their_last_job_ends(bus: Bus) -> None:
+    await bus.submit(make_job("r-0", payload=large("a")), make_job("r-1", payload=large("b")))
+    bus.hub.cancel(["r-0"])
+    await bus.claim("w1")
+    assert await bus.client.exists(bus.keys.payload("r"))
+    bus.hub.cancel(["r-1"])
+
+    async def gone() -> bool:
+        return not await bus.client.exists(bus.keys.payload("r"))
+
+    await wait_until(gone, description="the payloads are gone")
+
+
+async def test_a_reissue_finds_its_own_payload_again_even_if_redis_lost_it(bus: Bus) -> None:
+    await bus.submit(make_job("r-0", payload=large("a")), make_job("r-1", payload=large("b")))
+    first, second = await bus.claim("w1"), await bus.claim("w1")
+    assert (first.job.payload, second.job.payload) == (0, 1)
+    await bus.client.delete(bus.keys.payload("r"))
+    bus.says("w1", second, Released, seq=0)
+    again = await bus.claim("w2")
+    assert (again.job.id, again.job.payload) == ("r-1", 1)
+    assert msgspec.json.decode(await bus.client.get(bus.keys.payload("r"))) == [large("a"), large("b")]
 
 
 async def test_garbage_on_the_channel_harms_nobody(bus: Bus) -> None:

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import QueueFull
 from shared.keys import GROUP, Keys
 from shared.messages import WorkerInfo, encode
-from shared.queue import Entry, JobQueue, settle
+from shared.queue import Entry, JobQueue, set_aside, settle
 from tests.integration.bus import make_job
 
 
@@ -135,13 +135,14 @@ async def test_an_entry_that_is_no_job_is_dropped(client: Any, keys: Keys, queue
 async def test_a_large_payload_lies_once_beside_its_jobs(client: Any, keys: Keys, queue: JobQueue) -> None:
     await live_worker(client, keys, queue, "w1")
     payload = {"messages": [{"role": "user", "content": "x" * 70_000}]}
-    await queue.enqueue(jobs(4, payload=payload), 10, "pull")
+    small, blob = set_aside(jobs(4, payload=payload))
+    assert blob is not None
+    await queue.put_aside("r", blob, small[0].deadline)
+    await queue.enqueue(small, 10, "pull")
     claims = await queue.claim("echo", "w1", free=4, block_ms=0)
     assert [claim.job.payload for claim in claims] == [0, 0, 0, 0]
-    aside = await client.get(keys.payload("r"))
-    assert msgspec.json.decode(aside) == [payload]
-    assert 0 < await client.pttl(keys.payload("r"))
-    await client.delete(keys.payload("r"))
+    assert msgspec.json.decode(await client.get(keys.payload("r"))) == [payload]
+    assert await client.pttl(keys.payload("r")) > 0
 
 
 async def test_a_reissue_takes_the_old_entry_away_and_goes_to_the_front(
