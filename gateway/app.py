@@ -42,6 +42,7 @@ log = get_logger(__name__)
 
 Body = TypeVar("Body", bound=BaseModel)
 READY_WITHIN_S = 1.0
+ACCEPTED_WITHIN_S = 5.0  # a Redis that is stopped, or behind a dead link, answers nothing and raises nothing
 
 
 class Gateway:
@@ -103,10 +104,13 @@ class Gateway:
         try:
             if self.stopping:
                 raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
-            return await submit(body, asked)
+            async with asyncio.timeout(ACCEPTED_WITHIN_S):
+                return await submit(body, asked)
         except BUS_ERRORS as error:
             log.warning("a request was not accepted: %r", error)
             refusal: TokenbusError = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
+        except RecursionError:  # orjson reads deeper nesting than msgspec writes
+            refusal = InvalidRequest("The request body is nested too deeply.")
         except TokenbusError as error:
             refusal = error
         self.metrics.refused.labels("", refusal.code).inc()

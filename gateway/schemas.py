@@ -7,7 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
 
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)]
+# fail_fast, or a long list of wrong things makes an error of each, and holds the event loop until the lease is lost.
+Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64, fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 
 
 class _Request(BaseModel):
@@ -58,7 +62,7 @@ class GenerationRequest(_Request):
     stop: Annotated[str, Field(min_length=1)] | Stops | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # smaller ones make logits infinite
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -152,7 +156,7 @@ class ChatCompletionRequest(GenerationRequest):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     # Hints that change no answer.
     metadata: dict[str, Any] | None = None
@@ -169,9 +173,6 @@ class ChatCompletionRequest(GenerationRequest):
         return self.max_completion_tokens or self.max_tokens
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-
-
 class CompletionRequest(GenerationRequest):
     not_yet: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
@@ -182,7 +183,13 @@ class CompletionRequest(GenerationRequest):
     }
     DEFAULT_MAX_TOKENS: ClassVar[int] = 16  # OpenAI's
 
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: str | TokenIds | Texts | TokenIdLists
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        if len(self.prompts) * (self.n or 1) > MAX_INPUTS:
+            raise ValueError(f"'prompt': at most {MAX_INPUTS} replies are allowed in one request")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -196,7 +203,7 @@ class CompletionRequest(GenerationRequest):
 class EmbeddingRequest(_Request):
     not_yet: ClassVar[dict[str, tuple[Any, ...]]] = {"dimensions": ()}
 
-    input: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    input: str | TokenIds | Texts | TokenIdLists
     encoding_format: Literal["float", "base64"] | None = None
 
     @field_validator("input")
