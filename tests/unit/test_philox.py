@@ -27,10 +27,15 @@ def test_philox_gives_the_known_answers(
     assert tuple(word.item() for word in words) == result
 
 
-def test_noise_at_some_ids_is_that_of_the_whole_vocabulary() -> None:
+def test_the_noise_of_a_token_does_not_depend_on_the_vocabulary_around_it() -> None:
     noise = Noise([(42, 0, 7), (43, 1, 7)], CPU)
-    ids = torch.tensor([[0, 1, 2, 3, 998], [500, 4, 501, 502, 0]])
-    assert torch.equal(noise.at(ids), noise.whole(1001).gather(1, ids))
+    assert torch.equal(noise.whole(1001)[:, :998], noise.whole(998))
+
+
+def test_the_counter_of_a_token_is_its_block_of_four_the_index_and_the_choice() -> None:
+    words = philox4x32(tuple(map(torch.tensor, (5, 7, 3, 0))), (torch.tensor(42), torch.tensor(1)))  # type: ignore[arg-type]
+    noise = Noise([(42 + 2**32, 3, 7)], CPU).whole(30)[0]
+    assert torch.equal(noise[20:24], gumbel(torch.stack(words)))
 
 
 def test_a_row_has_the_same_noise_alone_and_in_a_crowd() -> None:

@@ -13,7 +13,6 @@ from shared.messages import SamplingParams
 from worker.engines.philox import Noise
 
 GREEDY_BELOW = 1e-5  # dividing by a smaller temperature leaves float32
-PREFIXES = (128, 2048)  # a full sort of 49,152 logits costs 3.3 ms, the first 128 of them 0.07
 
 
 class Penalties:
@@ -103,60 +102,36 @@ def _draw_whole(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 
 def _draw_truncated(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """min_p, then top_k, then top_p keep a prefix of the sorted vocabulary, mostly a short one.
+    """min_p and top_k first, then top_p of what they left. `scaled` is overwritten.
 
-    So each row looks at a short prefix first and at a longer one only where it ends beyond that.
+    Nothing is sorted for top_p (3.3 ms a row of 49,152): what it leaves are the tokens before which, in the order
+    of their probability, lies less than top_p. So the winner of the whole draw is the winner of the truncated one
+    if it is among them, as it mostly is. If not, neither is any less probable token, and the draw is repeated
+    without all of those.
     """
+    params = [draw.params for draw in draws]
+    _keep_top_k(scaled, params)
+    min_p = _column([p.min_p for p in params], scaled)
+    scaled.masked_fill_(scaled < min_p.log(), -torch.inf)  # the largest is 0
+    probabilities = scaled.softmax(dim=-1)
+    top_p = _column([p.top_p for p in params], scaled)
+    noisy = _noise(draws, scaled.device).whole(scaled.shape[1]).add_(scaled)
+    while True:
+        winner = noisy.argmax(dim=-1, keepdim=True)
+        bound = scaled.gather(1, winner)
+        before = (probabilities * (scaled > bound)).sum(dim=-1, keepdim=True)
+        outside = (before >= top_p) & (before > 0) & (top_p < 1)
+        if not outside.any():
+            return winner.squeeze(1)
+        noisy.masked_fill_(outside & (scaled <= bound), -torch.inf)
+
+
+def _keep_top_k(scaled: Tensor, params: Sequence[SamplingParams]) -> None:
     vocabulary = scaled.shape[1]
-    log_total = scaled.logsumexp(dim=-1, keepdim=True)
-    tokens = torch.empty(len(draws), dtype=torch.int64, device=scaled.device)
-    left = list(range(len(draws)))
-    for width in (*(width for width in PREFIXES if width < vocabulary), vocabulary):
-        values, ids = scaled[left].topk(width, dim=-1)
-        kept, decided = _kept((values - log_total[left]).exp(), [draws[row].params for row in left], vocabulary)
-        ready = [place for place, known in enumerate(decided) if known]
-        if ready:
-            rows = [left[place] for place in ready]
-            longest = max(kept[place] for place in ready)
-            tokens[rows] = _draw_of(
-                values[ready, :longest],
-                ids[ready, :longest],
-                [kept[place] for place in ready],
-                _noise([draws[row] for row in rows], scaled.device),
-            )
-        left = [row for place, row in enumerate(left) if not decided[place]]
-        if not left:
-            break
-    return tokens
-
-
-def _draw_of(values: Tensor, ids: Tensor, kept: list[int], noise: Noise) -> Tensor:
-    """One of the first kept[row] candidates of each row."""
-    ranks = torch.arange(values.shape[1], device=values.device)
-    outside = ranks >= _column(kept, values)
-    winner = (values + noise.at(ids)).masked_fill_(outside, -torch.inf).argmax(dim=-1, keepdim=True)
-    return ids.gather(1, winner).squeeze(1)
-
-
-def _kept(probabilities: Tensor, params: list[SamplingParams], vocabulary: int) -> tuple[list[int], list[bool]]:
-    """How many of each row's most probable tokens stay, and whether this prefix was long enough to tell."""
-    width = probabilities.shape[1]
-    ranks = torch.arange(width, device=probabilities.device)
-    top_k = _column([p.top_k if p.top_k > 0 else vocabulary for p in params], probabilities)
-    min_p = _column([p.min_p for p in params], probabilities)
-    top_p = _column([p.top_p for p in params], probabilities)
-    inside = (ranks < top_k) & (probabilities >= min_p * probabilities[:, :1])
-    # Where top_k or min_p end inside the prefix, top_p is a share of what they left; elsewhere of everything.
-    cut = inside.sum(dim=-1, keepdim=True) < width
-    mass = (probabilities * inside).cumsum(dim=-1)
-    total = torch.where(cut, mass[:, -1:], 1.0)
-    before = mass - probabilities
-    inside &= (before < top_p * total) | (top_p >= 1)
-    inside[:, 0] = True
-    kept = inside.sum(dim=-1)
-    unlimited = torch.tensor([p.top_k <= 0 and p.min_p <= 0 for p in params], device=probabilities.device)
-    known = (cut.squeeze(1) | unlimited) & (kept < width)
-    return kept.tolist(), [True] * len(params) if width == vocabulary else known.tolist()
+    for row, p in enumerate(params):
+        if 0 < p.top_k < vocabulary:
+            smallest = scaled[row].topk(p.top_k).values[-1]
+            scaled[row].masked_fill_(scaled[row] < smallest, -torch.inf)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

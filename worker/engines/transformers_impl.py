@@ -3,6 +3,8 @@
 The kind of model at the path decides which stepper does the work (`generation.py` or `embedding.py`).
 """
 
+import os
+import sys
 from typing import Any
 
 from shared.errors import StartupError
@@ -21,6 +23,8 @@ class TransformersStepper:
         self._options = options
 
     def load(self) -> EngineInfo:
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # read at import; the GGUF reader's bar has no other switch
         # torch takes a second to import, and may be missing: neither concerns who only names this engine.
         try:
             from worker.engines.checkpoint import Checkpoint
