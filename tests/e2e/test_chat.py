@@ -3,22 +3,12 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import wait_until
 from tests.e2e.up import environment, tokenbus
 from tests.processes import Stack
-
-
-@pytest.fixture
-def stack(valkey_url: str, tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(valkey_url, tmp_path)
-    yield stack
-    stack.close()
 
 
 def chat(stack: Stack, typed: str, *flags: str, model: str = "echo") -> subprocess.CompletedProcess[str]:
@@ -31,6 +21,7 @@ def chat(stack: Stack, typed: str, *flags: str, model: str = "echo") -> subproce
 async def test_a_pipe_gets_answers_and_nothing_else(stack: Stack) -> None:
     await stack.gateway()
     await stack.worker()
+    await stack.models("echo")
     done = chat(stack, "one two\n\nthree\n/quit\nnever\n", "--max-tokens", "3")
     assert (done.stdout, done.stderr, done.returncode) == ("one two one\nthree three three\n", "", 0)
 
@@ -38,6 +29,7 @@ async def test_a_pipe_gets_answers_and_nothing_else(stack: Stack) -> None:
 async def test_history_system_and_reset(stack: Stack) -> None:
     await stack.gateway()
     await stack.worker()
+    await stack.models("echo")
     typed = "a\nb\n/history\n/system be kind\n/system\n/reset\n/history\n/nonsense\n"
     done = chat(stack, typed, "--max-tokens", "1", "--max-history-turns", "1", "--system", "be brief")
     assert done.stdout.splitlines() == [
@@ -78,6 +70,7 @@ def test_no_server_is_one_line(stack: Stack) -> None:
 async def test_a_failed_question_is_one_line_and_forgotten(stack: Stack) -> None:
     await stack.gateway()
     await stack.worker()
+    await stack.models("echo")
     done = chat(stack, "fine\n" + "word " * 10**7 + "\n/history\n", "--max-tokens", "1")
     assert done.stdout.splitlines() == ["fine", "user: fine", "assistant: fine"]
     assert done.stderr.startswith("error: ")
@@ -113,6 +106,7 @@ class Terminal:
 async def test_ctrl_c_stops_the_answer_and_keeps_the_session(stack: Stack) -> None:
     await stack.gateway()
     await stack.worker("--engine", "echo", "--echo-interval-ms", "20")
+    await stack.models("echo")
     terminal = Terminal("echo", "--base-url", f"{stack.url}/v1")
 
     async def is_free() -> bool:

@@ -62,10 +62,10 @@ def test_with_keys_the_lines_carry_one_and_others_are_refused(start: Start) -> N
 def test_ps_and_run_find_the_stack_without_flags(start: Start) -> None:
     up = start("--engine", "echo")
     banner = up.banner()
-    table = up.paste(" ".join(tokenbus("ps", "--json")))
-    assert [row["models"] for row in json.loads(table)] == [["echo"]]
-
-    run = line_with(banner, "tokenbus run").replace("tokenbus", " ".join(tokenbus()), 1)
+    ps = line_with(banner, "tokenbus ps")
+    assert "echo" in up.paste(ps)
+    assert [row["models"] for row in json.loads(up.paste(f"{ps} --json"))] == [["echo"]]
+    run = line_with(banner, "tokenbus run")
     assert up.paste(f"echo one two | {run} --max-tokens 3") == "one two one\n"
 
 

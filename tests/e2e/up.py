@@ -1,6 +1,7 @@
 """`tokenbus up` as a process of its own, with folders of its own."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ def environment(folder: Path) -> dict[str, str]:
 class Up:
     def __init__(self, folder: Path, *flags: str, **variables: str) -> None:
         self.environment = environment(folder) | variables
+        self.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+        _put_command(folder / "tokenbus")
         self._out, self._err = folder / "up.out", folder / "up.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.popen = subprocess.Popen(
@@ -84,6 +87,12 @@ class Up:
             self.popen.wait()
         for process in self.survivors(timeout=5):
             process.kill()
+
+
+def _put_command(file: Path) -> None:
+    """The console script, for an environment where the project is not installed."""
+    file.write_text(f'#!/bin/sh\nexec {shlex.join(tokenbus())} "$@"\n')
+    file.chmod(0o755)
 
 
 def line_with(text: str, part: str) -> str:
