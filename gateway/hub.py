@@ -66,6 +66,8 @@ class Hub:
     async def close(self) -> None:
         """Say goodbye: what is still open fails, what was promised to Redis is sent."""
         self.fail_all(ShuttingDown("The server is shutting down; try again."))
+        if not self.is_subscribed:  # nobody to say it to: Redis is away, or refused us
+            return
         try:
             async with asyncio.timeout(2):
                 await self._errands.flush()
@@ -140,7 +142,7 @@ class Hub:
         if inflight.closed:
             self._errands.settle(entry)
         elif inflight.entry is None or inflight.worker is None:
-            inflight.entry = entry
+            inflight.entry, inflight.replaced = entry, False
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Nobody waits for these any more. Sync: the caller's task may be being cancelled. Ended ones are fine."""
@@ -259,7 +261,7 @@ class Hub:
             self._errands.abort(event.worker, event.job, event.attempt)
 
     def _claimed(self, inflight: InFlight, entry: Entry) -> None:
-        inflight.entry = entry
+        inflight.entry, inflight.replaced = entry, False
         self._metrics.queue_time.labels(inflight.job.model).observe(time.monotonic() - inflight.accepted_at)
         inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
         self._write_trace(inflight)
@@ -332,6 +334,6 @@ class Hub:
             job_class=CLASSES[0],
             resume=Resume(list(inflight.token_ids), inflight.chars) if inflight.token_ids else None,
         )
-        inflight.worker, inflight.next_seq, inflight.entry_missing = None, 0, False
+        inflight.worker, inflight.next_seq, inflight.entry_missing, inflight.replaced = None, 0, False, True
         inflight.last_at = time.monotonic()
         self._to_reissue.put_nowait((inflight, inflight.job.attempt))

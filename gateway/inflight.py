@@ -91,6 +91,7 @@ class InFlight:
     mailbox: Mailbox
     aside: Aside | None = None
     entry: Entry | None = None  # None until Redis has answered the first enqueue
+    replaced: bool = False  # `entry` is that of the last attempt: the re-issue is still on its way
     worker: str | None = None  # the first claimer of the current attempt
     next_seq: int = 0
     token_ids: list[int] = field(default_factory=list)
@@ -106,7 +107,7 @@ class InFlight:
     @property
     def holder(self) -> str:
         """The worker that has the job, or whose inbox it lies in; else ''."""
-        return self.worker or (self.entry.addressed_to if self.entry else "")
+        return self.worker or (self.entry.addressed_to if self.entry and not self.replaced else "")
 
     def mark(self, event: str, **details: str | int) -> None:
         """Note a milestone for `explain`, in ms since the epoch."""

@@ -94,7 +94,8 @@ class Watch:
     async def _reissue_unannounced(self, inflights: list[InFlight], model: str, worker: str) -> None:
         delivered = await self._queue.pending_of(model, worker)
         for inflight in inflights:
-            if inflight.worker is None and inflight.entry and Entry(*inflight.entry[:2]) in delivered:
+            unannounced = inflight.worker is None and not inflight.replaced  # else one crash would count twice
+            if unannounced and inflight.entry and Entry(*inflight.entry[:2]) in delivered:
                 self._hub.reissue(inflight, "worker_lost", crashed=True)
 
     async def _reissue_missing(self, inflights: Iterable[InFlight]) -> None:

@@ -42,13 +42,18 @@ def _bind_args(info: WorkerInfo) -> list[bytes | str | float]:
     return [BINDING_FREE_AFTER_S, int(REMEMBERED_S), _record(info), *info.names]
 
 
-async def register(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
-    """Bind the names, then write the lease. Raises StartupError when a name means other weights."""
+async def bind_names(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+    """Raises StartupError when a name means other weights."""
     refused = await redis.register_script(script("bind"))(keys=[keys.models()], args=_bind_args(info))
     if refused:
         name, worker, model, fingerprint = (part.decode() for part in refused)
         why = "with other weights" if fingerprint != info.fingerprint else "and gives the names in another order"
         raise StartupError(f"the name '{name}' is taken: worker {worker} serves '{model}' under it, {why}")
+
+
+async def register(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+    """Bind the names, then write the lease. Raises StartupError when a name means other weights."""
+    await bind_names(redis, keys, info)
     async with redis.pipeline(transaction=False) as pipe:
         pipe.set(keys.worker(info.model, info.id), encode(info), px=LEASE_MS)
         pipe.zadd(keys.workers(info.model), {info.id: time.time()})

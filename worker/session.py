@@ -7,7 +7,7 @@ from collections import deque
 
 import msgspec
 
-from registry.lease import LeaseKeeper, deregister, register
+from registry.lease import LeaseKeeper, bind_names, deregister, register
 from shared import __version__
 from shared.connection import BUS_ERRORS, Redis, subscribed
 from shared.keys import Keys
@@ -74,7 +74,9 @@ class Session:
     # -- a session's life -----------------------------------------------------------------------------------------
 
     async def run(self) -> Leaving:
-        """Until drained or the lease is lost. Registered means ready to claim: groups and control channel first."""
+        """Until drained or the lease is lost. Registered means ready to claim: groups and control channel first; and
+        before those the names, so that a worker that is refused leaves no streams behind."""
+        await bind_names(self._redis, self._keys, self.info())
         await self._queue.create_groups(self.model, self.id)
         async with asyncio.TaskGroup() as tasks:
             helpers = [
@@ -176,10 +178,15 @@ class Session:
                 self._outbox.settle_unrun(running)
                 continue
             self._outbox.changed(running)  # publishes Claimed
-            if _is_suspect(running):
+            if _is_suspect(running) and self._suspects:
+                # Of two that this worker holds while it dies, the one that only waited would be buried too.
+                running.released = True
+            elif _is_suspect(running):
                 self._suspects.append(running)
             else:
                 self._submit(running)
+        if any(running.released for running in new):
+            await self._outbox.flushed()  # before the suspect that runs can end this process
         self._start_suspect()
 
     async def _look_up(self, new: list[RunningJob]) -> set[str]:
