@@ -85,13 +85,13 @@ async def echo_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def model_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """The two demo models, as `make up` serves them."""
+    """The two demo models, as `make up` serves them, but with room for short replies only."""
     server = server_in(tmp_path_factory.mktemp("redis"))
     server.start()
     stack = Stack(server.url, tmp_path_factory.mktemp("models"))
     await stack.gateway()
     await stack.worker("--model-path", embedding_weights(), "--model-names", EMBEDDINGS)
-    await stack.worker("--model-path", chat_weights(), "--model-names", f"{CHAT},smol")
+    await stack.worker("--model-path", chat_weights(), "--model-names", f"{CHAT},smol", "--max-model-len", "512")
     await stack.models(CHAT, "smol", EMBEDDINGS)
     yield stack
     stack.close()
