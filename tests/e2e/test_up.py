@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,22 @@ def test_ctrl_c_while_it_starts_ends_everything(start: Start) -> None:
     while len(up.tree()) < 2:
         assert up.popen.poll() is None, up.said()
     assert up.interrupt() == 0
+    assert up.survivors(timeout=0) == []
+
+
+async def test_a_second_ctrl_c_does_not_wait_for_open_requests(start: Start) -> None:
+    up = start("--engine", "echo", "--drain-timeout", "60", TOKENBUS_ECHO_INTERVAL_MS="50")
+    endless = (
+        line_with(up.banner(), "curl ").replace('"max_tokens": 32', '"stream": true').replace("curl", "curl -N", 1)
+    )
+    with subprocess.Popen(["bash", "-c", f"exec {endless}"], stdout=subprocess.PIPE) as client:  # noqa: ASYNC220
+        assert client.stdout is not None
+        assert client.stdout.readline()
+        up.popen.send_signal(signal.SIGINT)
+        await wait_until(lambda: "stopping gateway" in up.said(), description="it waits for the stream")
+        with pytest.raises(subprocess.TimeoutExpired):
+            up.popen.wait(1)
+        assert up.interrupt(timeout=5) == 0
     assert up.survivors(timeout=0) == []
 
 
