@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from gateway.generate import Answer, Asked, Generator
 from gateway.hub import Hub
@@ -130,11 +131,13 @@ class Gateway:
 
 async def read_body(request: Request, schema: type[Body]) -> Body:
     """Raises InvalidRequest with the parameter that is wrong."""
-    body = await request.body()
     try:
+        body = await request.body()
         return schema.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
+    except ClientDisconnect:
+        raise InvalidRequest("The request ended before its body did.") from None
     except Unsupported as error:
         raise UnsupportedParameter(str(error), param=error.param) from None
     except ValidationError as error:

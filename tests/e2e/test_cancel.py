@@ -55,6 +55,16 @@ async def _has_slots(stack: Stack, used: int) -> bool:
     return await slots_used(stack) == used
 
 
+async def test_a_client_that_leaves_before_its_body_is_there_is_no_fault(stack: Stack) -> None:
+    gateway = await stack.gateway()
+    connection = await Connection.open(stack)
+    connection.writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+    await connection.writer.drain()
+    await connection.close()
+    assert await asyncio.to_thread(gateway.terminate) in (0, -15)
+    assert "Traceback" not in gateway.said()
+
+
 async def test_a_freed_slot_is_taken_at_once(stack: Stack, bus: redis.Redis) -> None:
     await slow_stack(stack, "--limit-worker-concurrency", "1")
     first = await Connection.open(stack)
