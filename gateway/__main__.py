@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
+import socket
 import sys
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -16,19 +18,37 @@ log = get_logger("gateway")
 
 
 class Server(uvicorn.Server):
-    """Tells the gateway when a signal comes: uvicorn only waits for open requests, and some would be long."""
+    """Tells the gateway when a signal comes: uvicorn only waits for open requests, and some would be long. Nor does it
+    raise the signal again at the end, as uvicorn would: a gateway that was asked to leave has done well (exit 0)."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway, grace: float) -> None:
         super().__init__(config)
         self._gateway = gateway
         self._grace = grace
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        asyncio.get_running_loop().call_soon_threadsafe(self._gateway.stop, self._grace)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leave, number)
+        yield
+
+    def _leave(self, number: signal.Signals) -> None:
+        self.handle_exit(number, None)  # a second SIGINT forces
+        self._gateway.stop(self._grace)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
 async def serve(settings: GatewaySettings) -> None:
+    listener = listen(settings.host, settings.port)
     fatal: list[BaseException] = []
 
     def on_fatal(error: BaseException) -> None:
@@ -54,15 +74,15 @@ async def serve(settings: GatewaySettings) -> None:
     )
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
     )
     server = Server(config, gateway, settings.drain_timeout)
-    await server.serve()
+    log.info("%s listens on http://%s:%d", gateway.hub.id, settings.host, listener.getsockname()[1])
+    await server.serve(sockets=[listener])
     if fatal:
         raise fatal[0]
 
@@ -73,13 +93,10 @@ def main() -> int:
         set_up_logging(settings.log_level)
         if settings.controller_address is not None:
             log.warning("--controller-address: without meaning here; there is only Redis (--redis-url)")
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         asyncio.run(serve(settings))
     except StartupError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 0
     return 0
 
 

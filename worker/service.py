@@ -71,6 +71,10 @@ class Worker:
             )
             try:
                 left = await self._session.run()
+            except BUS_ERRORS as error:
+                log.warning("the bus was lost at registration: %s", error)
+                await self._unless_stopped(wait_for_redis(self._redis, self._redis_url))
+                continue
             except BaseExceptionGroup as group:
                 self._judge(group)
                 await self._unless_stopped(wait_for_redis(self._redis, self._redis_url))

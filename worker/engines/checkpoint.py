@@ -198,7 +198,7 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise StartupError(f"--device {name}: use one of {', '.join(available)}") from None
-    if not available.get(device.type, False):
+    if not available.get(device.type, False) or (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise StartupError(f"--device {name}: this machine has no such device, or this torch cannot use it")
     return device
 
