@@ -162,6 +162,7 @@ def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[s
         title="Tokenbus",
         version=__version__,
         lifespan=gateway.lifespan,
+        redirect_slashes=False,  # a redirect would drop the body
         middleware=[
             Middleware(RequestId),
             Middleware(

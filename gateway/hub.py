@@ -19,12 +19,11 @@ from shared.errors import ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
-from shared.queue import LEASE_MS, DispatchMethod, Entry, JobQueue, set_aside
+from shared.queue import LEASE_MS, SUSPECT_AFTER_CRASHES, DispatchMethod, Entry, JobQueue, set_aside
 
 log = get_logger(__name__)
 
 RENEW_S = 0.5
-BURIED_AFTER_CRASHES = 3
 
 
 class Hub:
@@ -298,7 +297,7 @@ class Hub:
         if event.retryable:
             self.reissue(inflight, "engine", crashed=True)
             return
-        self._end_with(inflight, TokenbusError.from_code(event.code, event.message))
+        self._end_with(inflight, TokenbusError.from_code(event.code, event.message, event.param))
 
     # -- re-issue -------------------------------------------------------------------------------------------------
 
@@ -312,7 +311,7 @@ class Hub:
         if inflight.chars and not inflight.token_ids:
             self.fail(inflight, WorkerLost("The worker was lost and its engine cannot continue a reply."))
             return
-        if crashed and job.crashes + 1 >= BURIED_AFTER_CRASHES:
+        if crashed and job.crashes >= SUSPECT_AFTER_CRASHES:
             self._metrics.deadletter.labels(job.model).inc()
             self._errands.bury(job, reason)
             self.fail(inflight, WorkerLost(f"This request was given up after {job.crashes + 1} workers failed on it."))

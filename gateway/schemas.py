@@ -6,9 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
+MAX_MESSAGES = 10_000
+MAX_STOP_CHARS = 1_000
 
 # fail_fast, or a long list of wrong things makes an error of each, and holds the event loop until the lease is lost.
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64, fail_fast=True)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[Stop], Field(max_length=64, fail_fast=True)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
@@ -59,7 +62,7 @@ class GenerationRequest(_Request):
     top_k: int | None = Field(None, ge=-1)  # 0 and -1: off
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = None
-    stop: Annotated[str, Field(min_length=1)] | Stops | None = None
+    stop: Stop | Stops | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # smaller ones make logits infinite
@@ -156,7 +159,7 @@ class ChatCompletionRequest(GenerationRequest):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     # Hints that change no answer.
     metadata: dict[str, Any] | None = None

@@ -12,7 +12,7 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.errors import DeadlineExceeded, NoWorkers
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.queue import LEASE_MS, Entry, JobQueue
+from shared.queue import LEASE_MS, SUSPECT_AFTER_CRASHES, Entry, JobQueue
 
 log = get_logger(__name__)
 
@@ -96,7 +96,9 @@ class Watch:
         for inflight in inflights:
             unannounced = inflight.worker is None and not inflight.replaced  # else one crash would count twice
             if unannounced and inflight.entry and Entry(*inflight.entry[:2]) in delivered:
-                self._hub.reissue(inflight, "worker_lost", crashed=True)
+                # A suspect is announced before it starts: this one only waited there.
+                crashed = inflight.job.crashes < SUSPECT_AFTER_CRASHES
+                self._hub.reissue(inflight, "worker_lost", crashed=crashed)
 
     async def _reissue_missing(self, inflights: Iterable[InFlight]) -> None:
         """An entry that is gone without an end: its end was lost, or Redis came back without it. Seen at two looks, so

@@ -3,8 +3,11 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
 
 from shared.connection import BUS_ERRORS, Redis
 from shared.errors import BusUnavailable, ModelNotFound, NoWorkers
@@ -13,6 +16,8 @@ from shared.logging import get_logger
 from shared.messages import ModelRecord, WorkerInfo, decode_model, decode_worker
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 REMEMBERED_S = 24 * 3600.0  # how long a name nobody serves is known
 
@@ -33,11 +38,27 @@ class Snapshot:
         return record is not None and any(name in worker.names for worker in self.workers.get(record.model, ()))
 
 
+async def read_records(redis: Redis, keys: Keys) -> dict[str, ModelRecord]:
+    """The catalogue, with names that nobody has served for a while."""
+    found = await redis.hgetall(keys.models())
+    decoded = {name.decode(errors="replace"): _understood(decode_model, blob) for name, blob in found.items()}
+    return {name: record for name, record in decoded.items() if record is not None}
+
+
+def _understood(decode: Callable[[bytes], T], blob: bytes) -> T | None:
+    """What somebody else wrote under our names must not end a process."""
+    try:
+        return decode(blob)
+    except msgspec.MsgspecError as error:
+        log.warning("not ours in the registry: %r: %s", blob[:80], error)
+        return None
+
+
 async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
     """Two round trips: the catalogue, then every index and lease at once. Indexes are hints; the lease decides."""
-    names = {name.decode(): decode_model(blob) for name, blob in (await redis.hgetall(keys.models())).items()}
     now = time.time()
-    names = {name: record for name, record in names.items() if now - record.last_seen < REMEMBERED_S}
+    records = await read_records(redis, keys)
+    names = {name: record for name, record in records.items() if now - record.last_seen < REMEMBERED_S}
     models = sorted({record.model for record in names.values()})
     async with redis.pipeline(transaction=False) as pipe:
         for model in models:
@@ -49,8 +70,7 @@ async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
         blobs: list[bytes | None] = await pipe.execute() if leases else []
     workers: dict[str, list[WorkerInfo]] = {}
     for blob in blobs:
-        if blob is not None:
-            info = decode_worker(blob)
+        if blob is not None and (info := _understood(decode_worker, blob)):
             workers.setdefault(info.model, []).append(info)
     return Snapshot(names, workers)
 

@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 from redis.exceptions import ResponseError
 
+from registry.directory import read_records
 from shared.connection import BUS_ERRORS, Redis
 from shared.keys import GROUP, Keys
 from shared.logging import get_logger
-from shared.messages import decode_job, decode_model
+from shared.messages import decode_job
 from shared.queue import Entry, script, settle
 
 log = get_logger(__name__)
@@ -39,8 +40,8 @@ class Janitor:
                 log.debug("no sweep: %s", error)
 
     async def sweep(self) -> None:
-        records = (await self._redis.hvals(self._keys.models())) or []
-        for model in {decode_model(blob).model for blob in records}:
+        records = await read_records(self._redis, self._keys)
+        for model in {record.model for record in records.values()}:
             await self._sweep_model(model)
 
     async def _sweep_model(self, model: str) -> None:

@@ -18,7 +18,7 @@
     ├── ShuttingDown              503 shutting_down
     └── DeadlineExceeded          504 deadline_exceeded
 
-`code` alone crosses Redis (in `Failed`), and `from_code` makes the same error of it on the other side.
+`code`, message and `param` cross Redis (in `Failed`), and `from_code` makes the same error of it on the other side.
 A process that cannot start raises `StartupError`: one line on stderr, exit code 2.
 """
 
@@ -46,9 +46,9 @@ class TokenbusError(Exception):
         TokenbusError._by_code[cls.code] = cls
 
     @staticmethod
-    def from_code(code: str, message: str) -> "TokenbusError":
+    def from_code(code: str, message: str, param: str | None = None) -> "TokenbusError":
         """The error that crossed Redis as `code`; an unknown code is an internal error."""
-        error: TokenbusError = TokenbusError._by_code.get(code, TokenbusError)(message)
+        error: TokenbusError = TokenbusError._by_code.get(code, TokenbusError)(message, param=param)
         return error
 
     def body(self) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class Failed(_Event, frozen=True, kw_only=True, tag="failed"):
     seq: int
     code: str
     message: str
+    param: str | None = None  # of the request, where one is to blame
     retryable: bool = False
 
 

@@ -19,6 +19,7 @@ log = get_logger(__name__)
 DispatchMethod = Literal["pull", "shortest_queue", "lottery"]
 
 LEASE_MS = 2500  # of workers and gateways alike; renewed every 500 ms
+SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own; then it is buried
 PAYLOAD_SLACK_MS = 60_000  # keys of a job outlive its deadline by this much
 
 

@@ -58,8 +58,9 @@ class RunningJob:
             reason, usage = self.finished
             events.append(Finished(seq=self._next(), reason=reason, usage=usage, **of))  # type: ignore[arg-type]
         elif self.error is not None:
-            failure = {"code": self.error.code, "message": self.error.message, "retryable": self.error.retryable}
-            events.append(Failed(seq=self._next(), **failure, **of))  # type: ignore[arg-type]
+            error = self.error
+            said = {"message": error.message, "param": error.param, "retryable": error.retryable}
+            events.append(Failed(seq=self._next(), code=error.code, **said, **of))  # type: ignore[arg-type]
         elif self.released:
             events.append(Released(seq=self._next(), **of))  # type: ignore[arg-type]
         return events

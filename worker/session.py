@@ -13,7 +13,7 @@ from shared.connection import BUS_ERRORS, Redis, subscribed
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
-from shared.queue import Claim, Entry, JobQueue
+from shared.queue import SUSPECT_AFTER_CRASHES, Claim, Entry, JobQueue
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.outbox import Outbox
 from worker.running import RunningJob
@@ -23,7 +23,6 @@ log = get_logger(__name__)
 BLOCK_MS = 500  # how long a read waits before it looks up again
 BEAT_S = 0.2
 LOOP_HANGS_AFTER_S = 10.0
-SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own
 
 
 class Leaving(enum.Enum):
@@ -151,7 +150,9 @@ class Session:
                     # A read whose reply was lost has delivered its jobs all the same.
                     await self._start(await self._queue.claimed_before(self.model, self.id))
                     reread = False
-                if free := self._free_slots():
+                if self._suspects and not self._running:
+                    await self._start_suspect()
+                elif free := self._free_slots():
                     await self._start(await self._queue.claim(self.model, self.id, free, BLOCK_MS))
                 else:
                     await self._changed.wait()
@@ -177,17 +178,11 @@ class Session:
             if running.request_id in void or running.job.deadline < time.time() * 1000:
                 self._outbox.settle_unrun(running)
                 continue
-            self._outbox.changed(running)  # publishes Claimed
-            if _is_suspect(running) and self._suspects:
-                # Of two that this worker holds while it dies, the one that only waited would be buried too.
-                running.released = True
-            elif _is_suspect(running):
+            if _is_suspect(running):
                 self._suspects.append(running)
             else:
+                self._outbox.changed(running)  # publishes Claimed
                 self._submit(running)
-        if any(running.released for running in new):
-            await self._outbox.flushed()  # before the suspect that runs can end this process
-        self._start_suspect()
 
     async def _look_up(self, new: list[RunningJob]) -> set[str]:
         """Fetches payloads that lie aside; returns the request ids of jobs that are cancelled or have none left."""
@@ -210,9 +205,15 @@ class Session:
                 void.add(running.request_id)
         return void
 
-    def _start_suspect(self) -> None:
-        if self._suspects and not self._running:
-            self._submit(self._suspects.popleft())
+    async def _start_suspect(self) -> None:
+        """Only now its claim is published, and first: what kills this worker while it waits must not be laid to it,
+        and what kills this worker from here on is nothing else."""
+        running = self._suspects.popleft()
+        self._running[running.request_id] = running
+        self._outbox.changed(running)
+        await self._outbox.flushed()
+        if running.request_id in self._running:  # not aborted meanwhile
+            self._submit(running)
 
     def _submit(self, running: RunningJob) -> None:
         job = running.job
@@ -238,7 +239,6 @@ class Session:
 
     def _free(self, running: RunningJob) -> None:
         self._running.pop(running.request_id, None)
-        self._start_suspect()
         self._changed.set()
 
     def _settled(self, running: RunningJob) -> None:

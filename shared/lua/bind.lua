@@ -7,8 +7,8 @@ local record = cjson.decode(ARGV[3])
 
 for i = 4, #ARGV do
   local known = redis.call('HGET', KEYS[1], ARGV[i])
-  local bound = known and cjson.decode(known)
-  if bound and now - bound.last_seen < tonumber(ARGV[1])
+  local readable, bound = pcall(cjson.decode, known or 'null')  -- what is not ours binds nothing
+  if readable and type(bound) == 'table' and bound.last_seen and now - bound.last_seen < tonumber(ARGV[1])
      and (bound.fingerprint ~= record.fingerprint or bound.model ~= record.model) then
     return {ARGV[i], bound.worker, bound.model, bound.fingerprint}
   end

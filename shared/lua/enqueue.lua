@@ -26,8 +26,8 @@ local workers = {}
 if method ~= 'pull' then
   for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
     local lease = redis.call('GET', ARGV[5] .. id)
-    local info = lease and cjson.decode(lease)
-    if info and info.state == 'ready' then
+    local readable, info = pcall(cjson.decode, lease or 'null')
+    if readable and type(info) == 'table' and info.state == 'ready' and info.slots then
       local inbox = ARGV[6] .. id
       local length = redis.call('XLEN', inbox)
       waiting = waiting + length - pending(inbox)
@@ -36,7 +36,8 @@ if method ~= 'pull' then
   end
 end
 
-if waiting >= tonumber(ARGV[2]) then return {0, waiting} end
+-- A request of more jobs than may wait is taken by an empty queue only.
+if waiting > 0 and waiting + #ARGV - 7 > tonumber(ARGV[2]) then return {0, waiting} end
 
 local function with_room()
   local found = {}

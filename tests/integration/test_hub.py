@@ -230,6 +230,21 @@ async def test_a_job_that_kills_three_workers_is_buried(bus: Bus) -> None:
     await wait_until(bus.is_clean, description="its entry is gone")
 
 
+async def test_a_suspect_that_only_waited_at_a_dying_worker_is_not_blamed(bus: Bus) -> None:
+    await bus.submit()
+    for worker in ("w1", "w2"):
+        await bus.claim(worker)
+        await bus.dies(worker)
+    await bus.live("w3")
+    (claim,) = await wait_until(
+        lambda: bus.queue.claim("echo", "w3", free=1, block_ms=0), description="w3 holds it unannounced"
+    )
+    assert claim.job.crashes == 2
+    await bus.dies("w3")
+    await bus.live("w4")
+    assert (await bus.claim("w4")).job.crashes == 2
+
+
 async def test_a_failure_of_the_engine_is_tried_elsewhere(bus: Bus) -> None:
     await bus.submit()
     claim = await bus.claim("w1")

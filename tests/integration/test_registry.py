@@ -66,6 +66,19 @@ async def test_known_but_dead_is_told_from_never_heard_of(client: Any, keys: Key
         await directory.resolve("unheard-of")
 
 
+async def test_what_somebody_else_wrote_in_the_registry_is_passed_over(
+    client: Any, keys: Keys, directory: Directory
+) -> None:
+    await client.hset(keys.models(), mapping={"junk": "{", "list": "[]", b"\xff": "null", "echo": "7"})
+    await register(client, keys, INFO)
+    await client.set(keys.worker("echo", "stranger"), "junk", px=60_000)
+    await client.zadd(keys.workers("echo"), {"stranger": 1})
+    await directory.resolve("echo")
+    await JobQueue(client, keys).enqueue([make_job()], 10, "shortest_queue")
+    await Janitor(client, keys, "gw").sweep()
+    await client.delete(keys.worker("echo", "stranger"))
+
+
 async def test_a_near_miss_says_which_name_was_meant(client: Any, keys: Keys, directory: Directory) -> None:
     await register(client, keys, INFO)
     with pytest.raises(ModelNotFound, match="Did you mean 'Parrot'"):

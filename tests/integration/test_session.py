@@ -191,6 +191,27 @@ async def test_a_suspect_runs_alone(client: Any, redis_url: str, keys: Keys) -> 
         assert last["s-0"] < first[other] or last[other] < first["s-0"], f"{other} ran beside the suspect"
 
 
+async def test_a_suspect_is_announced_only_when_it_starts(client: Any, redis_url: str, keys: Keys) -> None:
+    """Should a neighbour kill the worker while it waits, the blame is not its own."""
+    async with (
+        listening(client, keys) as heard,
+        echo_session(client, redis_url, keys, interval_ms=5),
+    ):
+        await enqueue(client, keys, make_job("r-0", max_tokens=100))
+        await wait_until(lambda: heard.of("r-0", Delta), description="another runs")
+        await enqueue(client, keys, make_job("s-0", crashes=2))
+        stream = keys.jobs("echo", "normal")
+
+        async def both_are_held() -> bool:
+            return (await client.xpending(stream, GROUP))["pending"] == 2
+
+        await wait_until(both_are_held, description="the suspect waits at the worker")
+        assert not heard.of("s-0", Claimed)
+        await wait_until(lambda: heard.of("s-0", Finished), description="it ran")
+    ended = heard.events.index(heard.of("r-0", Finished)[0])
+    assert heard.events.index(heard.of("s-0", Claimed)[0]) > ended
+
+
 async def test_a_lost_lease_ends_the_session_without_a_word(client: Any, redis_url: str, keys: Keys) -> None:
     async with (
         listening(client, keys) as heard,

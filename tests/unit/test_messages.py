@@ -82,7 +82,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
                 Delta(seq=0, text="hi", token_ids=[5, 6], **OF),
                 Delta(seq=1, embeddings=["AACAPw=="], **OF),
                 Finished(seq=2, reason="stop", usage=Usage(3, 2, 1), **OF),
-                Failed(seq=3, code="engine_error", message="broke", retryable=True, **OF),
+                Failed(seq=3, code="engine_error", message="broke", param="prompt", retryable=True, **OF),
                 Released(seq=4, **OF),
             ]
         ),
