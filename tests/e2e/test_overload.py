@@ -37,9 +37,7 @@ async def test_a_full_queue_is_429_with_retry_after(stack: Stack, bus: redis.Red
     assert 1 <= int(response.headers["retry-after"]) < 120
     async with sdk(stack) as openai:
         with pytest.raises(sdk_module.RateLimitError):
-            await openai.chat.completions.create(
-                model="echo", messages=[{"role": "user", "content": "x"}], stream=True
-            )
+            await openai.chat.completions.create(model="echo", messages=[{"role": "user", "content": "x"}], stream=True)
     connections[1].reset()
     await wait_until(lambda: _queue(stack, bus) == 2, description="there is room again")
     assert bus.keys("tokenbus:payload:*") == []
@@ -81,9 +79,7 @@ async def test_a_known_model_with_nobody_alive_is_503_and_an_unknown_one_404(sta
     assert post(stack, CHAT, {**chat("a"), "model": "never"}).status_code == 404
 
 
-async def test_without_redis_it_lives_but_is_not_ready_and_comes_back(
-    own_stack: Stack, own_redis: RedisServer
-) -> None:
+async def test_without_redis_it_lives_but_is_not_ready_and_comes_back(own_stack: Stack, own_redis: RedisServer) -> None:
     await own_stack.gateway()
     await own_stack.worker("--model-names", "echo")
     await own_stack.models("echo")
