@@ -28,7 +28,7 @@ class RunSettings(ProcessSettings):
     api_key: str | None = Field(None, description="better by TOKENBUS_API_KEY, since flags show in ps")
     system: str = Field("", description="system prompt")
     max_history_turns: int = Field(8, ge=0, description="turns that are sent along with a question")
-    temperature: float | None = Field(None, ge=0, description="0 is greedy; default: the server's")
+    temperature: float = Field(0.7, ge=0, description="0 is greedy")
     max_tokens: int | None = Field(None, gt=0, description="limit of an answer; default: the server's")
 
     redis_url: CliSuppress[str] = ""
