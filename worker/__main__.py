@@ -10,9 +10,10 @@ from shared.connection import connect
 from shared.errors import StartupError
 from shared.keys import Keys
 from shared.logging import get_logger, set_up_logging
-from worker.engines.base import Engine
+from worker.engines.base import Engine, EngineInfo
 from worker.engines.options import EngineOptions
 from worker.service import Worker
+from worker.session import Session
 from worker.settings import WorkerSettings
 
 log = get_logger("worker")
@@ -48,15 +49,21 @@ def make_engine(settings: WorkerSettings) -> Engine:
 
 
 async def serve(settings: WorkerSettings) -> None:
-    worker = Worker(
-        redis=connect(settings.redis_url),
-        redis_url=settings.redis_url,
-        keys=Keys(settings.namespace),
-        engine=make_engine(settings),
-        names=settings.names(),
-        hang_timeout=settings.hang_timeout,
-        drain_timeout=settings.drain_timeout,
-    )
+    redis, engine = connect(settings.redis_url), make_engine(settings)
+
+    def make_session(info: EngineInfo) -> Session:
+        return Session(
+            redis=redis,
+            redis_url=settings.redis_url,
+            keys=Keys(settings.namespace),
+            engine=engine,
+            engine_info=info,
+            names=settings.names(),
+            hang_timeout=settings.hang_timeout,
+            drain_timeout=settings.drain_timeout,
+        )
+
+    worker = Worker(redis, settings.redis_url, engine, make_session)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, worker.stop)

@@ -2,11 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shared.connection import BUS_ERRORS, Redis, wait_for_redis
-from shared.keys import Keys
 from shared.logging import get_logger
 from worker.engines.base import Engine, EngineInfo, Output
 from worker.session import Leaving, Session
@@ -18,23 +17,12 @@ class Worker:
     """Keeps its engine while sessions come and go: a worker that lost its lease comes back under a new id."""
 
     def __init__(
-        self,
-        *,
-        redis: Redis,
-        redis_url: str,
-        keys: Keys,
-        engine: Engine,
-        names: list[str],
-        hang_timeout: float,
-        drain_timeout: float,
+        self, redis: Redis, redis_url: str, engine: Engine, make_session: Callable[[EngineInfo], Session]
     ) -> None:
         self._redis = redis
         self._redis_url = redis_url
-        self._keys = keys
         self._engine = engine
-        self._names = names
-        self._hang_timeout = hang_timeout
-        self._drain_timeout = drain_timeout
+        self._make_session = make_session
         self._session: Session | None = None
         self._stopping = asyncio.Event()
 
@@ -59,16 +47,7 @@ class Worker:
 
     async def _serve(self, info: EngineInfo) -> None:
         while not self._stopping.is_set():
-            self._session = Session(
-                redis=self._redis,
-                redis_url=self._redis_url,
-                keys=self._keys,
-                engine=self._engine,
-                engine_info=info,
-                names=self._names,
-                hang_timeout=self._hang_timeout,
-                drain_timeout=self._drain_timeout,
-            )
+            self._session = self._make_session(info)
             try:
                 left = await self._session.run()
             except BUS_ERRORS as error:
