@@ -218,13 +218,13 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models", summary="Names that somebody alive serves")
     async def models() -> Response:
-        snapshot = gateway.directory.snapshot
+        snapshot = await gateway.directory.look()
         data = [describe(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
         return json_response({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        snapshot = gateway.directory.snapshot
+        snapshot = await gateway.directory.look()
         if not snapshot.is_live(name):
             raise ModelNotFound(gateway.directory.not_found(name), param="model")
         return json_response(describe(name, snapshot.names[name]))

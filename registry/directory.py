@@ -79,6 +79,7 @@ class Directory:
     """A snapshot kept fresh, and the answers that the gateway needs of it."""
 
     REFRESH_S = 0.25
+    LOOK_WITHIN_S = 1.0
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
@@ -96,6 +97,15 @@ class Directory:
 
     async def refresh(self) -> None:
         self.snapshot = await take_snapshot(self._redis, self._keys)
+
+    async def look(self) -> Snapshot:
+        """The view as of now; the last one if Redis does not answer."""
+        try:
+            async with asyncio.timeout(self.LOOK_WITHIN_S):
+                await self.refresh()
+        except BUS_ERRORS as error:
+            log.debug("an old view of the workers: %s", error)
+        return self.snapshot
 
     async def resolve(self, name: str) -> ModelRecord:
         """The model behind a name with somebody alive to serve it. Raises ModelNotFound, NoWorkers."""
