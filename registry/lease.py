@@ -97,10 +97,13 @@ class LeaseKeeper:
     def _run(self) -> None:
         client = connect_thread(self._url)
         renew, bind = client.register_script(script("renew")), client.register_script(script("bind"))
-        bound_at = time.monotonic()
+        bound_at = renewed_at = time.monotonic()
         while not self._stop.wait(RENEW_S):
             if not self._healthy():
                 log.error("the worker does not move; its lease is not renewed")
+                if time.monotonic() - renewed_at > LEASE_MS / 1000:
+                    self._on_lost()  # or it would go on claiming what it cannot run
+                    return
                 continue
             info = self._info()
             leases = [self._keys.worker(info.model, info.id), self._keys.workers(info.model)]
@@ -108,6 +111,7 @@ class LeaseKeeper:
                 if not renew(keys=leases, args=[LEASE_MS, encode(info), info.id]):
                     self._on_lost()
                     return
+                renewed_at = time.monotonic()
                 if time.monotonic() - bound_at > BIND_EVERY_S:
                     bind(keys=[self._keys.models()], args=_bind_args(info))
                     bound_at = time.monotonic()

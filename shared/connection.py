@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 from redis.retry import Retry
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from shared.errors import StartupError
 from shared.logging import get_logger
@@ -73,7 +73,7 @@ async def wait_for_redis(client: Redis, url: str) -> None:
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(_is_passing),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_random_exponential(multiplier=0.5, min=0.1, max=5),
             before_sleep=say,
         ):
             with attempt:

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from shared.connection import connect
-from shared.errors import StartupError
+from shared.errors import EngineFailed, StartupError
 from shared.keys import Keys
 from shared.logging import get_logger, set_up_logging
 from worker.engines.base import Engine, EngineInfo
@@ -63,7 +63,7 @@ async def serve(settings: WorkerSettings) -> None:
             drain_timeout=settings.drain_timeout,
         )
 
-    worker = Worker(redis, settings.redis_url, engine, make_session)
+    worker = Worker(redis, settings.redis_url, engine, make_session, settings.hang_timeout)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, worker.stop)
@@ -80,6 +80,9 @@ def main() -> int:
     except StartupError as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)
         return 2
+    except EngineFailed as error:
+        print(f"worker: {error.message}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

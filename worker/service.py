@@ -2,27 +2,37 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shared.connection import BUS_ERRORS, Redis, wait_for_redis
+from shared.errors import EngineFailed
 from shared.logging import get_logger
 from worker.engines.base import Engine, EngineInfo, Output
 from worker.session import Leaving, Session
 
 log = get_logger(__name__)
 
+ENGINE_LOOK_S = 0.1
+
 
 class Worker:
     """Keeps its engine while sessions come and go: a worker that lost its lease comes back under a new id."""
 
     def __init__(
-        self, redis: Redis, redis_url: str, engine: Engine, make_session: Callable[[EngineInfo], Session]
+        self,
+        redis: Redis,
+        redis_url: str,
+        engine: Engine,
+        make_session: Callable[[EngineInfo], Session],
+        hang_timeout: float,
     ) -> None:
         self._redis = redis
         self._redis_url = redis_url
         self._engine = engine
         self._make_session = make_session
+        self._hang_timeout = hang_timeout
         self._session: Session | None = None
         self._stopping = asyncio.Event()
 
@@ -60,7 +70,17 @@ class Worker:
                 continue
             if left is Leaving.DRAIN:
                 return
-            log.warning("the lease was lost; coming back under a new id")
+            log.warning("the lease was lost; coming back under a new id once the engine moves")
+            await self._until_engine_is_idle()
+
+    async def _until_engine_is_idle(self) -> None:
+        """All its requests were aborted with the session, so that a step thread that lives has nothing left to do.
+        Raises EngineFailed for one that hangs: a fresh process is all that helps."""
+        until = time.monotonic() + self._hang_timeout
+        while self._engine.stalled_for() > 0:
+            if time.monotonic() > until:
+                raise EngineFailed("the engine hangs")
+            await asyncio.sleep(ENGINE_LOOK_S)
 
     @staticmethod
     def _judge(group: BaseExceptionGroup[BaseException]) -> None:
