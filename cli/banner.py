@@ -80,7 +80,7 @@ Ctrl-C stops everything.
         )
 
     def _run_flags(self) -> str:
-        flags = [] if self.port == 8000 else ["--base-url", self.base_url]
+        flags = [] if self.origin == "http://127.0.0.1:8000" else ["--base-url", self.base_url]
         if self.api_key:
             flags += ["--api-key", self.api_key]
         return f" {shlex.join(flags)}" if flags else ""

@@ -47,7 +47,10 @@ class UpSettings(ProcessSettings):
 
     def models(self) -> list[Model]:
         if self.model:
-            return [Model.parse(text) for text in self.model]
+            models = [Model.parse(text) for text in self.model]
+            if len({model.name for model in models}) < len(models):
+                raise StartupError("--model: two of them have one name; give others by PATH=NAME")
+            return models
         if self.engine == "echo":
             return [Model("echo")]
         found = [Model(demo.name, str(path)) for demo in DEMO_MODELS if (path := demo.find())]

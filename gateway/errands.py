@@ -77,11 +77,13 @@ class Errands:
 
     async def flush(self) -> None:
         while self._pending:
-            batch = [self._pending[i] for i in range(min(len(self._pending), self.BATCH))]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for errand in batch:
-                    errand(pipe)
-                # One refused errand (a group that is gone) must not keep the others from being sent.
-                await pipe.execute(raise_on_error=False)
-            for _ in batch:
-                self._pending.popleft()
+            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self.BATCH))]
+            try:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for errand in batch:
+                        errand(pipe)
+                    # One refused errand (a group that is gone) must not keep the others from being sent.
+                    await pipe.execute(raise_on_error=False)
+            except BaseException:
+                self._pending.extendleft(reversed(batch))
+                raise

@@ -13,9 +13,9 @@ import msgspec
 
 from gateway.errands import Errands
 from gateway.inflight import Aside, InFlight, Mailbox
-from gateway.metrics import DrainRate, Metrics
+from gateway.metrics import DrainRate, Metrics, TraceBudget
 from shared.connection import BUS_ERRORS, Redis, subscribed
-from shared.errors import ShuttingDown, TokenbusError, WorkerLost
+from shared.errors import QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
@@ -24,6 +24,7 @@ from shared.queue import LEASE_MS, SUSPECT_AFTER_CRASHES, DispatchMethod, Entry,
 log = get_logger(__name__)
 
 RENEW_S = 0.5
+ALWAYS_TRACED = frozenset({"reissued"})  # however many others there are
 
 
 class Hub:
@@ -41,6 +42,7 @@ class Hub:
         self._queue = JobQueue(redis, keys)
         self._errands = Errands(redis, keys)
         self._drain_rate = DrainRate()
+        self._trace_budget = TraceBudget()
         self._jobs: dict[str, InFlight] = {}
         self._to_reissue: asyncio.Queue[tuple[InFlight, int]] = asyncio.Queue()
         self._subscribed = asyncio.Event()
@@ -120,15 +122,20 @@ class Hub:
         aside = Aside(jobs[0].request, payloads, len(jobs)) if payloads is not None else None
         opened = [InFlight(job, index, mailbox, aside) for index, job in enumerate(jobs)]
         for inflight in opened:
+            inflight.traced = self._trace_budget.take()
             inflight.mark("queued", gateway=self.id)
             self._jobs[inflight.job.id] = inflight
         try:
             await self._put_aside(opened[0])
             entries = await self._queue.enqueue(jobs, self._max_queue, self._method)
-        except BaseException as error:
-            self.cancel(job.id for job in jobs)
-            if isinstance(error, TokenbusError):
-                error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
+        except QueueFull as error:
+            for inflight in opened:  # nothing of them is in Redis
+                inflight.trace.clear()
+                self._close(inflight)
+            error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
+            raise
+        except BaseException:
+            self.cancel(job.id for job in jobs)  # whether they were appended is not known
             raise
         for inflight, entry in zip(opened, entries, strict=True):
             self._placed(inflight, entry)
@@ -187,7 +194,7 @@ class Hub:
 
     def _write_trace(self, inflight: InFlight) -> None:
         row, inflight.trace = inflight.trace, {}
-        if row:
+        if row and (inflight.traced or not row.keys().isdisjoint(ALWAYS_TRACED)):
             self._errands.trace(inflight.job.id, row)
 
     def __iter__(self) -> Iterator[InFlight]:

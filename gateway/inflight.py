@@ -102,6 +102,7 @@ class InFlight:
     last_at: float = field(default_factory=time.monotonic)  # of the last sign of the current attempt
     claimed_at: float | None = None
     first_token_at: float | None = None
+    traced: bool = True
     trace: dict[str, str | int] = field(default_factory=dict)  # not yet written rows of the job's trace
 
     @property

@@ -56,7 +56,7 @@ class ApiKeys:
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        key = given.strip().encode("utf-8", "surrogateescape")
+        key = given.strip().encode("latin-1")  # the bytes that were sent
         # All are compared, so that the time tells nothing of which one was near.
         matches = [hmac.compare_digest(key, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(matches)
@@ -75,30 +75,19 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdigit() and int(announced) > self._limit:
-            await self._refuse(scope, receive, send)
+            await error_response(self._error())(scope, receive, send)
             return
-        size, started = 0, False
+        size = 0
 
         async def receive_some() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._limit:
-                raise BodyTooLarge("")
+                raise self._error()  # where the body is read; the application answers it
             return message
 
-        async def send_and_note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+        await self._app(scope, receive_some, send)
 
-        try:
-            await self._app(scope, receive_some, send_and_note)
-        except BodyTooLarge:
-            if started:
-                raise
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = BodyTooLarge(f"The request body is larger than {self._limit} bytes.")
-        await error_response(error)(scope, receive, send)
+    def _error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self._limit} bytes.")

@@ -24,6 +24,8 @@ class Watch:
     SILENT_S = 2.0  # after which a claimed job's entry is looked up
     QUEUED_SILENT_S = 5.0  # likewise for one that waits
     LOOKUPS = 500  # entries at most in one tick
+    LOOK_GAP_S = 1.5  # more between two looks means that Redis was away
+    AMNESTY_S = 10.0  # after that a lost worker is no crash: it may only have lost its lease
 
     def __init__(
         self,
@@ -43,7 +45,8 @@ class Watch:
         self._stall_timeout = stall_timeout
         self._no_worker_timeout = no_worker_timeout
         self._queue = JobQueue(redis, keys)
-        self._judge_after = 0.0
+        self._looked_at = time.monotonic()
+        self._judge_after = self._blame_after = 0.0
         self._alone_since: dict[str, float] = {}  # model -> since when nobody serves it
 
     async def run(self) -> None:
@@ -55,12 +58,22 @@ class Watch:
                 await self._tick()
             except BUS_ERRORS as error:
                 log.debug("no look at the leases: %s", error)
-                # Leases may have run out only because nobody could renew them: judge nobody dead for a while.
-                self._judge_after = time.monotonic() + LEASE_MS / 1000
+                self._looked_at = float("-inf")
+
+    def _may_judge(self) -> bool:
+        """Not for a lease after Redis was away, be it without an error (stopped, or behind a dead link): leases
+        may have run out then only because nobody could renew them."""
+        now = time.monotonic()
+        if now - self._looked_at > self.LOOK_GAP_S:
+            self._judge_after = now + LEASE_MS / 1000
+            self._blame_after = now + self.AMNESTY_S
+        self._looked_at = now
+        return now >= self._judge_after
 
     async def _tick(self) -> None:
         inflights = list(self._hub)
         if not inflights:
+            self._looked_at = time.monotonic()
             return
         held = {(inflight.job.model, inflight.holder) for inflight in inflights if inflight.holder}
         # A claimer may have died before its word came through: the pending list knows it.
@@ -68,16 +81,19 @@ class Watch:
         for model in {inflight.job.model for inflight in inflights if not inflight.worker}:
             silent |= {(model, worker) for worker in await self._queue.consumers(model)}
         lost = await self._without_lease(held | silent)
-        if time.monotonic() < self._judge_after:
+        if not self._may_judge():
             return
         for inflight in inflights:
             if (inflight.job.model, inflight.holder) in lost:
-                self._hub.reissue(inflight, "worker_lost", crashed=inflight.worker is not None)
+                self._hub.reissue(inflight, "worker_lost", crashed=inflight.worker is not None and self._blames())
         for model, worker in lost & silent:
             await self._reissue_unannounced(inflights, model, worker)
         for model, _ in lost & held:
             self._metrics.lease_expired.labels(model).inc()
         await self._reissue_missing(inflights)
+
+    def _blames(self) -> bool:
+        return time.monotonic() >= self._blame_after
 
     async def _without_lease(self, holders: set[Holder]) -> set[Holder]:
         """Asking for the key itself expires it; keyspace events come late."""
@@ -97,7 +113,7 @@ class Watch:
             unannounced = inflight.worker is None and not inflight.replaced  # else one crash would count twice
             if unannounced and inflight.entry and Entry(*inflight.entry[:2]) in delivered:
                 # A suspect is announced before it starts: this one only waited there.
-                crashed = inflight.job.crashes < SUSPECT_AFTER_CRASHES
+                crashed = inflight.job.crashes < SUSPECT_AFTER_CRASHES and self._blames()
                 self._hub.reissue(inflight, "worker_lost", crashed=crashed)
 
     async def _reissue_missing(self, inflights: Iterable[InFlight]) -> None:
@@ -121,16 +137,13 @@ class Watch:
 
     def _end_overdue(self) -> None:
         now, epoch_ms = time.monotonic(), time.time() * 1000
+        waiting = {inflight.job.model for inflight in self._hub if not inflight.worker}
+        alone = {model for model in waiting if not self._directory.snapshot.workers.get(model)}
+        self._alone_since = {model: self._alone_since.get(model, now) for model in alone if now >= self._judge_after}
         for inflight in self._hub:
             if inflight.job.deadline < epoch_ms:
                 self._hub.fail(inflight, DeadlineExceeded("The request took longer than its deadline allows."))
             elif inflight.worker and now - inflight.last_at > self._stall_timeout:
                 self._hub.reissue(inflight, "stall", crashed=True)
-            elif not inflight.worker and self._is_abandoned(inflight.job.model, now):
+            elif not inflight.worker and now - self._alone_since.get(inflight.job.model, now) > self._no_worker_timeout:
                 self._hub.fail(inflight, NoWorkers(f"No worker is left for '{inflight.job.model}'.", retry_after=10))
-
-    def _is_abandoned(self, model: str, now: float) -> bool:
-        if self._directory.snapshot.workers.get(model) or now < self._judge_after:
-            self._alone_since.pop(model, None)
-            return False
-        return now - self._alone_since.setdefault(model, now) > self._no_worker_timeout

@@ -64,7 +64,11 @@ async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
         for model in models:
             pipe.zrange(keys.workers(model), 0, -1)
         indexes: list[list[bytes]] = await pipe.execute() if models else []
-        leases = [keys.worker(model, id.decode()) for model, ids in zip(models, indexes, strict=True) for id in ids]
+        leases = [
+            keys.worker(model, id.decode(errors="replace"))
+            for model, ids in zip(models, indexes, strict=True)
+            for id in ids
+        ]
         for lease in leases:
             pipe.get(lease)
         blobs: list[bytes | None] = await pipe.execute() if leases else []

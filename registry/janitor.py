@@ -45,7 +45,7 @@ class Janitor:
             await self._sweep_model(model)
 
     async def _sweep_model(self, model: str) -> None:
-        known = {id.decode() for id in await self._redis.zrange(self._keys.workers(model), 0, -1)}
+        known = {id.decode(errors="replace") for id in await self._redis.zrange(self._keys.workers(model), 0, -1)}
         streams = self._keys.job_streams(model)
         consumers = {stream: await self._consumers(stream) for stream in streams}
         dead = [id for id in known.union(*consumers.values()) if not await self._lives(model, id)]
@@ -61,7 +61,7 @@ class Janitor:
 
     async def _consumers(self, stream: str) -> set[str]:
         try:
-            return {row["name"].decode() for row in await self._redis.xinfo_consumers(stream, GROUP)}
+            return {row["name"].decode(errors="replace") for row in await self._redis.xinfo_consumers(stream, GROUP)}
         except ResponseError:  # no such stream or group
             return set()
 

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
 from redis.exceptions import RedisError
 
-from registry.directory import REMEMBERED_S
+from registry.directory import REMEMBERED_S, read_records, take_snapshot
 from shared.connection import Redis, connect_thread
 from shared.errors import StartupError
 from shared.keys import Keys
@@ -43,28 +44,47 @@ def _bind_args(info: WorkerInfo) -> list[bytes | str | float]:
 
 
 async def bind_names(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
-    """Raises StartupError when a name means other weights."""
+    """Raises StartupError when a name means other weights. From here on the janitor knows of the worker: should it
+    die before it has a lease, what it has made goes with it."""
     refused = await redis.register_script(script("bind"))(keys=[keys.models()], args=_bind_args(info))
     if refused:
         name, worker, model, fingerprint = (part.decode() for part in refused)
         why = "with other weights" if fingerprint != info.fingerprint else "and gives the names in another order"
         raise StartupError(f"the name '{name}' is taken: worker {worker} serves '{model}' under it, {why}")
 
+    await redis.zadd(keys.workers(info.model), {info.id: time.time()})
+
 
 async def register(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
     """Bind the names, then write the lease. Raises StartupError when a name means other weights."""
     await bind_names(redis, keys, info)
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.set(keys.worker(info.model, info.id), encode(info), px=LEASE_MS)
-        pipe.zadd(keys.workers(info.model), {info.id: time.time()})
-        await pipe.execute()
+    await redis.set(keys.worker(info.model, info.id), encode(info), px=LEASE_MS)
 
 
-async def deregister(redis: Redis, keys: Keys, model: str, worker: str) -> None:
+async def announce(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+    """Rewrite a lease that is still held, without waiting for its next renewal."""
+    leases = [keys.worker(info.model, info.id), keys.workers(info.model)]
+    await redis.register_script(script("renew"))(keys=leases, args=[LEASE_MS, encode(info), info.id])
+
+
+async def deregister(redis: Redis, keys: Keys, info: WorkerInfo, *, keep_index: bool = False) -> None:
+    """Give the lease up, and the names if nobody else serves them. `keep_index`: for the janitor, if something is left
+    to clean up."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.delete(keys.worker(model, worker))
-        pipe.zrem(keys.workers(model), worker)
+        pipe.delete(keys.worker(info.model, info.id))
+        if not keep_index:
+            pipe.zrem(keys.workers(info.model), info.id)
         await pipe.execute()
+    if not (await take_snapshot(redis, keys)).workers.get(info.model):
+        await _free_names(redis, keys, info)
+
+
+async def _free_names(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+    """They stay known (503, not 404), but other weights may have them at once."""
+    for name, record in (await read_records(redis, keys)).items():
+        if name in info.names and record.fingerprint == info.fingerprint:
+            freed = msgspec.structs.replace(record, last_seen=record.last_seen - BINDING_FREE_AFTER_S)
+            await redis.hset(keys.models(), name, encode(freed))
 
 
 class LeaseKeeper:
@@ -113,7 +133,8 @@ class LeaseKeeper:
                     return
                 renewed_at = time.monotonic()
                 if time.monotonic() - bound_at > BIND_EVERY_S:
-                    bind(keys=[self._keys.models()], args=_bind_args(info))
+                    if refused := bind(keys=[self._keys.models()], args=_bind_args(info)):
+                        log.error("the name %r is bound to other weights meanwhile", refused[0].decode())
                     bound_at = time.monotonic()
             except (RedisError, OSError) as error:
                 log.warning("the lease could not be renewed: %s", error)

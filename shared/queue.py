@@ -91,7 +91,7 @@ class JobQueue:
                 pipe.xpending(stream, GROUP)
             replies = await pipe.execute(raise_on_error=False)
         summaries = [reply for reply in replies if isinstance(reply, dict)]  # a missing group answers with an error
-        return {row["name"].decode() for summary in summaries for row in summary["consumers"]}
+        return {row["name"].decode(errors="replace") for summary in summaries for row in summary["consumers"]}
 
     async def pending_of(self, model: str, worker: str) -> set[Entry]:
         """What was delivered to one worker from the model's streams and is not settled."""
@@ -157,13 +157,14 @@ class JobQueue:
             (stream, id, (fields or {}).get(b"job")) for stream, rows in reply for id, fields in rows
         )
 
-    async def leave(self, model: str, worker: str) -> None:
-        """Take this worker's consumers and its inbox away, as far as nothing is left in them."""
+    async def leave(self, model: str, worker: str) -> bool:
+        """Take this worker's consumers and its inbox away; False if something was left in them, for the janitor."""
         inbox, *streams = self.streams_of(model, worker)
-        for stream in streams:
-            await self._forget(keys=[stream], args=[GROUP, worker])
-        if not await self._redis.xlen(inbox):
-            await self._redis.delete(inbox)
+        clean = [await self._forget(keys=[stream], args=[GROUP, worker]) for stream in streams]
+        if await self._redis.xlen(inbox):
+            return False
+        await self._redis.delete(inbox)
+        return all(clean)
 
     async def _read(self, model: str, worker: str, after: str, count: int, block: int | None) -> list[Any]:
         streams = {stream: after for stream in self.streams_of(model, worker)}

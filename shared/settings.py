@@ -66,8 +66,10 @@ class ProcessSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = TomlConfigSettingsSource(settings_cls, os.environ.get("TOKENBUS_CONFIG"))
-        return (init_settings, env_settings, file)
+        named = os.environ.get("TOKENBUS_CONFIG")
+        if named and not os.path.isfile(named):
+            raise StartupError(f"TOKENBUS_CONFIG: there is no file {named}")
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, named))
 
     @classmethod
     def read(cls, prog: str, argv: Sequence[str]) -> Self:

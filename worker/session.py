@@ -4,10 +4,11 @@ import asyncio
 import enum
 import time
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
-from registry.lease import LeaseKeeper, bind_names, deregister, register
+from registry.lease import LeaseKeeper, announce, bind_names, deregister, register
 from shared import __version__
 from shared.connection import BUS_ERRORS, Redis, subscribed
 from shared.keys import Keys
@@ -172,8 +173,13 @@ class Session:
         new = [RunningJob(job, entry, self.id) for entry, job in claims if entry not in self._held]
         if not new:
             return
+        void = await self._look_up(new)  # if this fails they are not held yet, and read again
         self._held |= {running.entry: running for running in new}
-        void = await self._look_up(new)
+        if not await self._redis.exists(self._keys.worker(self.model, self.id)):
+            # What a worker without a lease claims is taken for lost with it.
+            self._release(new)
+            await self._outbox.flushed()
+            return
         for running in new:
             if running.request_id in void or running.job.deadline < time.time() * 1000:
                 self._outbox.settle_unrun(running)
@@ -313,22 +319,28 @@ class Session:
                 break
         try:
             async with asyncio.timeout(1.5):  # Redis may be away; then the lease runs out by itself
+                # Nothing is addressed to a worker that says it is leaving; so what is claimed here is all.
+                await announce(self._redis, self._keys, self.info())
                 for claim in await self._queue.claim_inbox(self.model, self.id):
                     self._held[claim.entry] = RunningJob(claim.job, claim.entry, self.id)
                 self._hand_back()
                 await self._outbox.flushed()
                 await asyncio.to_thread(self._lease.stop)
-                await deregister(self._redis, self._keys, self.model, self.id)
-                await self._queue.leave(self.model, self.id)
+                clean = await self._queue.leave(self.model, self.id)
+                await deregister(self._redis, self._keys, self.info(), keep_index=not clean)
         except BUS_ERRORS as error:
             log.warning("left without a goodbye: %s", error)
 
-    def _hand_back(self) -> None:
-        for running in self._held.values():
+    def _release(self, jobs: Iterable[RunningJob]) -> None:
+        for running in jobs:
             if not running.ended:
-                self._engine.abort(running.request_id)
                 running.released = True
                 self._outbox.changed(running)
+
+    def _hand_back(self) -> None:
+        for running in self._running.values():
+            self._engine.abort(running.request_id)
+        self._release(self._held.values())
         self._running.clear()
         self._suspects.clear()
 

@@ -5,6 +5,9 @@
 -- of 24 as 21/1/1/1.
 local group, worker, free = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
+-- Claimed without a lease, a job would be taken for lost at once.
+if redis.call('EXISTS', ARGV[4] .. worker) == 0 then return {} end
+
 local live = 0
 for _, id in ipairs(redis.call('ZRANGE', KEYS[5], 0, -1)) do
   live = live + redis.call('EXISTS', ARGV[4] .. id)

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.errands import Errands
 from gateway.hub import Hub
 from gateway.inflight import Mailbox
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, TraceBudget
 from gateway.watch import Watch
 from registry.directory import Directory
 from shared.connection import subscribed
@@ -29,7 +30,7 @@ from shared.messages import (
     decode_control,
     encode,
 )
-from shared.queue import Claim, JobQueue
+from shared.queue import Claim, Entry, JobQueue
 from tests.conftest import wait_until
 from tests.integration.bus import make_job
 
@@ -287,6 +288,46 @@ async def test_a_request_that_is_refused_leaves_nothing(bus: Bus) -> None:
     assert refusal.value.retry_after is not None
     assert 1 <= refusal.value.retry_after <= 60
     assert [inflight.job.id for inflight in bus.hub if inflight.job.id == "r-0"] == []
+
+
+async def test_a_refused_request_leaves_no_key_in_redis(bus: Bus) -> None:
+    await bus.submit(*(make_job(f"q-{i}") for i in range(10)))
+    with pytest.raises(QueueFull):
+        await bus.submit(make_job("r-0"))
+    bus.hub._errands.settle(Entry("x", "1-0"))  # errands are in order: once this one is done, so were those before
+    await wait_until(lambda: not bus.hub._errands._pending, description="errands are sent")
+    assert await bus.client.exists(bus.keys.cancelled("r-0"), bus.keys.trace("r-0")) == 0
+
+
+async def test_errands_may_be_sent_by_two_at_once(bus: Bus) -> None:
+    errands = Errands(bus.client, bus.keys)
+    for i in range(3):
+        errands.cancel(make_job(f"r-{i}"))
+    await asyncio.gather(errands.flush(), errands.flush())
+    assert await bus.client.exists(*(bus.keys.cancelled(f"r-{i}") for i in range(3))) == 3
+
+
+async def test_plain_successes_are_traced_up_to_a_rate(bus: Bus) -> None:
+    budget = TraceBudget()
+    assert sum(budget.take() for _ in range(1000)) <= 2 * TraceBudget.PER_S
+
+
+async def test_the_wait_for_a_worker_begins_anew_when_there_was_one(bus: Bus) -> None:
+    bus.watch._no_worker_timeout = 1.0
+    await bus.submit(make_job("q-0"))
+    await wait_until(lambda: bus.watch._alone_since, description="the wait has begun")
+    bus.hub.cancel(["q-0"])
+    await wait_until(lambda: not bus.watch._alone_since, description="and ends with the last who waited")
+
+
+async def test_after_a_pause_of_redis_nobody_is_blamed(bus: Bus) -> None:
+    """A paused Redis raises nothing: leases run out because nobody can renew them."""
+    await bus.submit()
+    await bus.claim("w1")
+    bus.watch._looked_at -= 60
+    await bus.dies("w1")
+    again = await bus.claim("w2")
+    assert (again.job.attempt, again.job.crashes) == (1, 0)
 
 
 async def test_a_deadline_ends_a_job_that_waits(bus: Bus) -> None:

@@ -9,7 +9,7 @@ import pytest
 from registry.__main__ import is_alive
 from registry.directory import Directory, nearest
 from registry.janitor import Janitor
-from registry.lease import LeaseKeeper, deregister, register
+from registry.lease import LeaseKeeper, bind_names, deregister, register
 from registry.table import render, rows
 from shared.errors import ModelNotFound, NoWorkers, StartupError
 from shared.keys import GROUP, Keys
@@ -58,7 +58,7 @@ async def test_a_lease_runs_out_by_itself(client: Any, keys: Keys, directory: Di
 
 async def test_known_but_dead_is_told_from_never_heard_of(client: Any, keys: Keys, directory: Directory) -> None:
     await register(client, keys, INFO)
-    await deregister(client, keys, "echo", INFO.id)
+    await deregister(client, keys, INFO)
     with pytest.raises(NoWorkers) as error:
         await directory.resolve("echo")
     assert error.value.retry_after
@@ -70,6 +70,7 @@ async def test_what_somebody_else_wrote_in_the_registry_is_passed_over(
     client: Any, keys: Keys, directory: Directory
 ) -> None:
     await client.hset(keys.models(), mapping={"junk": "{", "list": "[]", b"\xff": "null", "echo": "7"})
+    await client.zadd(keys.workers("echo"), {b"\xff\xfe": 1})
     await register(client, keys, INFO)
     await client.set(keys.worker("echo", "stranger"), "junk", px=60_000)
     await client.zadd(keys.workers("echo"), {"stranger": 1})
@@ -99,6 +100,17 @@ async def test_a_name_bound_to_other_weights_is_refused(client: Any, keys: Keys)
         await register(client, keys, other(id="host-w2", model="new", names=["new", "Parrot"], fingerprint="beef"))
     assert not await client.exists(keys.worker("new", "host-w2"))
     assert not await client.hexists(keys.models(), "new")
+
+
+async def test_a_name_is_free_for_other_weights_once_its_last_worker_has_left(client: Any, keys: Keys) -> None:
+    other_weights = other(id="host-w3", fingerprint="beef")
+    await register(client, keys, INFO)
+    await register(client, keys, other(id="host-w2"))
+    await deregister(client, keys, other(id="host-w2"))
+    with pytest.raises(StartupError, match="is taken"):
+        await register(client, keys, other_weights)
+    await deregister(client, keys, INFO)
+    await register(client, keys, other_weights)
 
 
 async def test_any_number_of_workers_may_serve_the_same_weights(client: Any, keys: Keys, directory: Directory) -> None:
@@ -201,6 +213,14 @@ class TestJanitor:
         assert len(await queue.pending_of("echo", INFO.id)) == 1
         assert await client.xlen(keys.inbox("echo", INFO.id)) == 1
         assert await client.zscore(keys.workers("echo"), INFO.id) is not None
+
+    async def test_a_worker_that_died_before_it_had_a_lease_leaves_nothing(
+        self, client: Any, keys: Keys, janitor: Janitor
+    ) -> None:
+        await bind_names(client, keys, INFO)
+        await JobQueue(client, keys).create_groups("echo", INFO.id)
+        await janitor.sweep()
+        assert not await client.exists(keys.inbox("echo", INFO.id), keys.workers("echo"))
 
     async def test_the_living_are_not_touched(self, client: Any, keys: Keys, janitor: Janitor) -> None:
         queue = JobQueue(client, keys)

@@ -10,7 +10,7 @@ from shared.messages import Abort, Claimed, Delta, Drain, Failed, Finished, Rele
 from shared.queue import JobQueue
 from tests.conftest import wait_until
 from tests.integration.bus import echo_session, listening, make_job
-from worker.session import Leaving
+from worker.session import Leaving, Session
 
 
 async def enqueue(client: Any, keys: Keys, *jobs: Any) -> list[Any]:
@@ -210,6 +210,38 @@ async def test_a_suspect_is_announced_only_when_it_starts(client: Any, redis_url
         await wait_until(lambda: heard.of("s-0", Finished), description="it ran")
     ended = heard.events.index(heard.of("r-0", Finished)[0])
     assert heard.events.index(heard.of("s-0", Claimed)[0]) > ended
+
+
+async def test_a_job_whose_look_up_failed_is_read_again(
+    client: Any, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection drops after the claim: what was delivered lies in the pending list."""
+    look_up, failures = Session._look_up, [ConnectionError("dropped")]
+
+    async def fail_once(self: Session, new: list[Any]) -> set[str]:
+        if failures:
+            raise failures.pop()
+        return await look_up(self, new)
+
+    monkeypatch.setattr(Session, "_look_up", fail_once)
+    async with listening(client, keys) as heard, echo_session(client, redis_url, keys):
+        await enqueue(client, keys, make_job("r-0"))
+        await wait_until(lambda: heard.of("r-0", Finished), description="it ran all the same")
+        await wait_until(lambda: is_settled(client, keys), description="settled")
+
+
+async def test_nothing_is_claimed_without_a_lease(client: Any, redis_url: str, keys: Keys) -> None:
+    """It would be taken for lost at once, and the crash be laid to it."""
+    async with listening(client, keys) as heard, echo_session(client, redis_url, keys) as (session, _):
+        queue = JobQueue(client, keys)
+        await client.delete(keys.worker("echo", session.id))
+        await enqueue(client, keys, make_job("r-0"))
+        assert await queue.claim("echo", session.id, free=1, block_ms=0) == []
+        # A read that was blocking already gets it all the same, and hands it back.
+        await wait_until(
+            lambda: heard.of("r-0", Released) or session._leaving, description="handed back, or not claimed at all"
+        )
+    assert not heard.of("r-0", Delta)
 
 
 async def test_a_lost_lease_ends_the_session_without_a_word(client: Any, redis_url: str, keys: Keys) -> None:

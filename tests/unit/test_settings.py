@@ -1,9 +1,11 @@
 """Flags of the processes: values, sources, and one line for what does not fit."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from gateway.__main__ import listen
 from gateway.settings import GatewaySettings
 from shared.errors import StartupError
 from worker.settings import WorkerSettings
@@ -35,6 +37,19 @@ def test_flag_over_environment_over_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("TOKENBUS_MAX_QUEUE", "2")
     settings = gateway("--port", "3")
     assert (settings.port, settings.max_queue, settings.request_timeout) == (3, 2, 1.0)
+
+
+def test_a_settings_file_that_is_not_there_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENBUS_CONFIG", "/no/such/file.toml")
+    with pytest.raises(StartupError, match="TOKENBUS_CONFIG: there is no file"):
+        gateway()
+
+
+def test_answers_on_a_kept_connection_are_not_held_back() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "TOKENBUS_REDIS_URL"])

@@ -8,7 +8,7 @@ class EngineOptions:
     """None leaves the choice to the engine. What an engine cannot honour is refused before it is created.
 
     model_path: a directory, a file.gguf or a hub id. chat_template: a Jinja text or a file that holds one.
-    threads: for computing, on a CPU. max_gpu_memory: per GPU, as in "20GiB".
+    threads: for computing, on a CPU.
     """
 
     model_path: str = ""
@@ -19,10 +19,6 @@ class EngineOptions:
     threads: int | None = None
     revision: str | None = None
     chat_template: str | None = None
-    num_gpus: int = 1
-    load_8bit: bool = False
-    load_4bit: bool = False
-    max_gpu_memory: str | None = None
     trust_remote_code: bool = False
     echo_interval_ms: float = 0.0
     echo_crash_word: str | None = None
