@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
 MAX_MESSAGES = 10_000
-MAX_STOP_CHARS = 1_000
+MAX_STOP_CHARS = 256
 
 # fail_fast, or a long list of wrong things makes an error of each, and holds the event loop until the lease is lost.
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Stops = Annotated[list[Stop], Field(max_length=64, fail_fast=True)]
+Stops = Annotated[list[Stop], Field(max_length=32, fail_fast=True)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]

@@ -173,9 +173,10 @@ class Session:
         new = [RunningJob(job, entry, self.id) for entry, job in claims if entry not in self._held]
         if not new:
             return
-        void = await self._look_up(new)  # if this fails they are not held yet, and read again
+        # Should this fail, they are not held yet, and so are read again.
+        has_lease, void = await self._look_up(new)
         self._held |= {running.entry: running for running in new}
-        if not await self._redis.exists(self._keys.worker(self.model, self.id)):
+        if not has_lease:
             # What a worker without a lease claims is taken for lost with it.
             self._release(new)
             await self._outbox.flushed()
@@ -190,15 +191,17 @@ class Session:
                 self._outbox.changed(running)  # publishes Claimed
                 self._submit(running)
 
-    async def _look_up(self, new: list[RunningJob]) -> set[str]:
-        """Fetches payloads that lie aside; returns the request ids of jobs that are cancelled or have none left."""
+    async def _look_up(self, new: list[RunningJob]) -> tuple[bool, set[str]]:
+        """Fetches payloads that lie aside. Returns whether this worker still has its lease, and the request ids of jobs
+        that are cancelled or whose payload is gone."""
         aside = list({running.job.request for running in new if isinstance(running.job.payload, int)})
         async with self._redis.pipeline(transaction=False) as pipe:
             for running in new:
                 pipe.exists(self._keys.cancelled(running.job.id))
             for request in aside:
                 pipe.get(self._keys.payload(request))
-            replies = await pipe.execute()
+            pipe.exists(self._keys.worker(self.model, self.id))
+            *replies, has_lease = await pipe.execute()
         void = {running.request_id for running, cancelled in zip(new, replies, strict=False) if cancelled}
         payloads = dict(zip(aside, replies[len(new) :], strict=True))
         for running in new:
@@ -209,7 +212,7 @@ class Session:
                 running.job = msgspec.structs.replace(running.job, payload=msgspec.json.decode(blob)[index])
             else:
                 void.add(running.request_id)
-        return void
+        return bool(has_lease), void
 
     async def _start_suspect(self) -> None:
         """Only now its claim is published, and first: what kills this worker while it waits must not be laid to it,

@@ -218,7 +218,7 @@ async def test_a_job_whose_look_up_failed_is_read_again(
     """The connection drops after the claim: what was delivered lies in the pending list."""
     look_up, failures = Session._look_up, [ConnectionError("dropped")]
 
-    async def fail_once(self: Session, new: list[Any]) -> set[str]:
+    async def fail_once(self: Session, new: list[Any]) -> Any:
         if failures:
             raise failures.pop()
         return await look_up(self, new)
