@@ -19,11 +19,10 @@ from shared.errors import QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
-from shared.queue import LEASE_MS, SUSPECT_AFTER_CRASHES, DispatchMethod, Entry, JobQueue, set_aside
+from shared.queue import LEASE_MS, LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, DispatchMethod, Entry, JobQueue, set_aside
 
 log = get_logger(__name__)
 
-RENEW_S = 0.5
 ALWAYS_TRACED = frozenset({"reissued"})  # however many others there are
 
 
@@ -95,7 +94,7 @@ class Hub:
                 await self._redis.set(self._keys.gateway(self.id), str(int(time.time())), px=LEASE_MS)
             except BUS_ERRORS as error:
                 log.warning("the gateway's lease could not be renewed: %s", error)
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(LEASE_RENEW_S)
 
     async def _reissue_queued(self) -> None:
         while True:
@@ -171,7 +170,7 @@ class Hub:
         inflight.mailbox.fail(error)
 
     def fail_all(self, error: TokenbusError) -> None:
-        for inflight in list(self._jobs.values()):
+        for inflight in self:
             self.fail(inflight, error)
 
     def _withdraw(self, inflight: InFlight) -> None:
@@ -253,7 +252,6 @@ class Hub:
             return True
         if inflight.worker is None:
             inflight.worker = event.worker
-            inflight.claimed_at = inflight.claimed_at or time.monotonic()
         return event.worker != inflight.worker
 
     def _fence(self, inflight: InFlight | None, event: Event) -> None:

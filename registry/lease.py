@@ -17,11 +17,10 @@ from shared.errors import StartupError
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import ModelRecord, WorkerInfo, encode
-from shared.queue import LEASE_MS, script
+from shared.queue import LEASE_MS, LEASE_RENEW_S, script
 
 log = get_logger(__name__)
 
-RENEW_S = 0.5
 BIND_EVERY_S = 1.0  # how often names are confirmed
 BINDING_FREE_AFTER_S = 5.0
 
@@ -51,7 +50,6 @@ async def bind_names(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
         name, worker, model, fingerprint = (part.decode() for part in refused)
         why = "with other weights" if fingerprint != info.fingerprint else "and gives the names in another order"
         raise StartupError(f"the name '{name}' is taken: worker {worker} serves '{model}' under it, {why}")
-
     await redis.zadd(keys.workers(info.model), {info.id: time.time()})
 
 
@@ -118,7 +116,7 @@ class LeaseKeeper:
         client = connect_thread(self._url)
         renew, bind = client.register_script(script("renew")), client.register_script(script("bind"))
         bound_at = renewed_at = time.monotonic()
-        while not self._stop.wait(RENEW_S):
+        while not self._stop.wait(LEASE_RENEW_S):
             if not self._healthy():
                 log.error("the worker does not move; its lease is not renewed")
                 if time.monotonic() - renewed_at > LEASE_MS / 1000:

@@ -18,7 +18,8 @@ log = get_logger(__name__)
 
 DispatchMethod = Literal["pull", "shortest_queue", "lottery"]
 
-LEASE_MS = 2500  # of workers and gateways alike; renewed every 500 ms
+LEASE_MS = 2500  # of workers and gateways alike
+LEASE_RENEW_S = 0.5
 SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own; then it is buried
 PAYLOAD_SLACK_MS = 60_000  # keys of a job outlive its deadline by this much
 
@@ -135,7 +136,7 @@ class JobQueue:
                 args=[GROUP, worker, free, self._keys.worker(model, "")],
             )
             if not rows and block_ms:
-                rows = await self._read(model, worker, ">", count=1, block=block_ms)
+                rows = await self._read(worker, self.streams_of(model, worker), ">", count=1, block=block_ms)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -147,15 +148,11 @@ class JobQueue:
 
     async def claimed_before(self, model: str, worker: str) -> list[Claim]:
         """This worker's own pending list: what a lost read reply had delivered is in it."""
-        return await self._claims(await self._read(model, worker, "0", count=1000, block=None))
+        return await self._claims(await self._read(worker, self.streams_of(model, worker), "0"))
 
     async def claim_inbox(self, model: str, worker: str) -> list[Claim]:
         """All that was addressed to this worker and not claimed yet: a worker that leaves hands it back."""
-        inbox = self._keys.inbox(model, worker)
-        reply = await self._redis.xreadgroup(GROUP, worker, {inbox: ">"}, count=1000)
-        return await self._claims(
-            (stream, id, (fields or {}).get(b"job")) for stream, rows in reply for id, fields in rows
-        )
+        return await self._claims(await self._read(worker, [self._keys.inbox(model, worker)], ">"))
 
     async def leave(self, model: str, worker: str) -> bool:
         """Take this worker's consumers and its inbox away; False if something was left in them, for the janitor."""
@@ -166,9 +163,11 @@ class JobQueue:
         await self._redis.delete(inbox)
         return all(clean)
 
-    async def _read(self, model: str, worker: str, after: str, count: int, block: int | None) -> list[Any]:
-        streams = {stream: after for stream in self.streams_of(model, worker)}
-        reply = await self._redis.xreadgroup(GROUP, worker, streams, count=count, block=block)
+    async def _read(
+        self, worker: str, streams: Sequence[str], after: str, count: int = 1000, block: int | None = None
+    ) -> list[Any]:
+        """(stream, entry, job) of each; the job is None if the entry was deleted while it was pending."""
+        reply = await self._redis.xreadgroup(GROUP, worker, dict.fromkeys(streams, after), count=count, block=block)
         return [(stream, entry, (fields or {}).get(b"job")) for stream, rows in reply or [] for entry, fields in rows]
 
     async def _claims(self, rows: Iterable[Any]) -> list[Claim]:

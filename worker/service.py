@@ -15,6 +15,7 @@ from worker.session import Leaving, Session
 log = get_logger(__name__)
 
 ENGINE_LOOK_S = 0.1
+SESSION_ERRORS: tuple[type[BaseException], ...] = (BaseExceptionGroup, *BUS_ERRORS)  # its tasks raise in groups
 
 
 class Worker:
@@ -60,12 +61,9 @@ class Worker:
             self._session = self._make_session(info)
             try:
                 left = await self._session.run()
-            except BUS_ERRORS as error:
+            except SESSION_ERRORS as error:
+                _raise_unless_bus_error(error)
                 log.warning("the bus was lost at registration: %s", error)
-                await self._unless_stopped(wait_for_redis(self._redis, self._redis_url))
-                continue
-            except BaseExceptionGroup as group:
-                self._judge(group)
                 await self._unless_stopped(wait_for_redis(self._redis, self._redis_url))
                 continue
             if left is Leaving.DRAIN:
@@ -81,18 +79,6 @@ class Worker:
             if time.monotonic() > until:
                 raise EngineFailed("the engine hangs")
             await asyncio.sleep(ENGINE_LOOK_S)
-
-    @staticmethod
-    def _judge(group: BaseExceptionGroup[BaseException]) -> None:
-        """A lost connection is waited out; anything else ends the worker, with the plain error of the group."""
-        other = group.split(BUS_ERRORS)[1]
-        if other is None:
-            log.warning("the bus was lost at registration: %s", group.exceptions[0])
-            return
-        first: BaseException = other
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first
 
     def _deliver(self, outputs: list[Output]) -> None:
         if self._session is not None:
@@ -129,3 +115,14 @@ class Worker:
             return False
         task.result()
         return True
+
+
+def _raise_unless_bus_error(error: BaseException) -> None:
+    """A lost connection is waited out; anything else ends the worker, with the plain error of its group."""
+    while isinstance(error, BaseExceptionGroup):
+        other = error.split(BUS_ERRORS)[1]
+        if other is None:
+            return
+        error = other.exceptions[0]
+    if not isinstance(error, BUS_ERRORS):
+        raise error
