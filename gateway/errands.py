@@ -5,13 +5,13 @@ A request's cleanup cannot await: it may run while its task is being cancelled. 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shared.connection import BUS_ERRORS, Redis
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import Abort, Job, encode
+from shared.messages import Abort, Job, Trace, encode
 from shared.queue import PAYLOAD_SLACK_MS, Entry, settle
 
 log = get_logger(__name__)
@@ -25,9 +25,9 @@ class Errands:
 
     MOST = 20_000
     BATCH = 1_000
-    TRACE_TTL_MS = 600_000
-    TRACE_ROWS = 64
     DEAD_LETTERS = 1_000  # per model
+    DEAD_PAYLOAD_S = 24 * 3600  # how long a buried job's prompt is kept, if it lies aside
+    REQUEST_ID_TTL_MS = 600_000
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
@@ -46,18 +46,26 @@ class Errands:
         key = self._keys.cancelled(job.id)
         self._add(lambda pipe: pipe.set(key, "1", pxat=job.deadline + PAYLOAD_SLACK_MS))
 
-    def bury(self, job: Job, reason: str) -> None:
+    def bury(self, job: Job, reason: str, workers: Sequence[str]) -> None:
         """Into the model's dead letters, for people to look at."""
-        row = {"job": encode(job), "reason": reason}
+        row = {"job": encode(job), "reason": reason, "workers": ",".join(workers)}
         self._add(lambda pipe: pipe.xadd(self._keys.dead(job.model), row, maxlen=self.DEAD_LETTERS, approximate=True))
 
     def forget_payload(self, request: str) -> None:
         self._add(lambda pipe: pipe.unlink(self._keys.payload(request)))
 
-    def trace(self, job: str, row: dict[str, str | int]) -> None:
-        key = self._keys.trace(job)
-        self._add(lambda pipe: pipe.xadd(key, row, maxlen=self.TRACE_ROWS, approximate=True))
-        self._add(lambda pipe: pipe.pexpire(key, self.TRACE_TTL_MS))
+    def keep_payload(self, request: str) -> None:
+        """A job of it was buried: whoever looks at it wants to see what it asked."""
+        self._add(lambda pipe: pipe.expire(self._keys.payload(request), self.DEAD_PAYLOAD_S))
+
+    def trace(self, trace: Trace, until: int) -> None:
+        """`until` in ms since the epoch."""
+        self._add(lambda pipe: pipe.set(self._keys.trace(trace.job), encode(trace), pxat=until))
+
+    def name_request(self, request_id: str, request: str, deadline: int) -> None:
+        """For those who look it up by the x-request-id that its client chose."""
+        key = self._keys.request(request_id)
+        self._add(lambda pipe: pipe.set(key, request, pxat=deadline + self.REQUEST_ID_TTL_MS))
 
     def _add(self, errand: Errand) -> None:
         self._pending.append(errand)

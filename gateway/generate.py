@@ -15,10 +15,11 @@ from shared.messages import EMBEDDING_INPUTS_PER_JOB, Job, Kind, SamplingParams,
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Who asks: the id that all names of a request are made from, and its W3C traceparent."""
+    """Who asks: what all names of a request are made from, its W3C traceparent, and its client's own x-request-id."""
 
     hex: str
     traceparent: str | None = None
+    own_id: str | None = None
 
 
 class Answer:
@@ -119,7 +120,7 @@ class Generator:
             for choice in range(n)
         ]
         answer = Answer(self._hub, id, name, jobs, n)
-        await self._hub.submit(jobs, answer.mailbox)
+        await self._hub.submit(jobs, answer.mailbox, asked.own_id)
         return answer
 
 

@@ -23,8 +23,6 @@ from shared.queue import LEASE_MS, LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, Dispatc
 
 log = get_logger(__name__)
 
-ALWAYS_TRACED = frozenset({"reissued"})  # however many others there are
-
 
 class Hub:
     """All methods but `submit` and the tasks are synchronous: they run between two awaits, so no lock is needed."""
@@ -114,29 +112,33 @@ class Hub:
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
-    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox) -> None:
-        """Enqueue all jobs of one request. The mailbox listens before the first job can be claimed.
-        Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
+    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox, known_as: str | None = None) -> None:
+        """Enqueue all jobs of one request; `known_as` is an id that its client gave it. The mailbox listens before the
+        first job can be claimed. Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left
+        behind."""
         jobs, payloads = set_aside(jobs)
         aside = Aside(jobs[0].request, payloads, len(jobs)) if payloads is not None else None
-        opened = [InFlight(job, index, mailbox, aside) for index, job in enumerate(jobs)]
+        opened = [InFlight(job, index, len(jobs), mailbox, aside) for index, job in enumerate(jobs)]
         for inflight in opened:
-            inflight.traced = self._trace_budget.take()
-            inflight.mark("queued", gateway=self.id)
+            inflight.mark("accepted")
             self._jobs[inflight.job.id] = inflight
         try:
             await self._put_aside(opened[0])
             entries = await self._queue.enqueue(jobs, self._max_queue, self._method)
         except QueueFull as error:
             for inflight in opened:  # nothing of them is in Redis
-                inflight.trace.clear()
+                inflight.untold = False
                 self._close(inflight)
             error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
             raise
         except BaseException:
             self.cancel(job.id for job in jobs)  # whether they were appended is not known
             raise
+        if known_as is not None:
+            self._errands.name_request(known_as, jobs[0].request, jobs[0].deadline)
         for inflight, entry in zip(opened, entries, strict=True):
+            if not inflight.closed:
+                inflight.mark("queued")
             self._placed(inflight, entry)
 
     async def _put_aside(self, inflight: InFlight) -> None:
@@ -187,14 +189,27 @@ class Hub:
             self._errands.settle(inflight.entry)
         if aside := inflight.aside:
             aside.open_jobs -= 1
-            if aside.open_jobs == 0:
+            if aside.open_jobs == 0 and not aside.buried:
                 self._errands.forget_payload(aside.request)
         self._write_trace(inflight)
 
+    def write_traces(self) -> None:
+        """Of open jobs: `explain` also tells where a request is that still runs."""
+        for inflight in self:
+            self._write_trace(inflight)
+
     def _write_trace(self, inflight: InFlight) -> None:
-        row, inflight.trace = inflight.trace, {}
-        if row and (inflight.traced or not row.keys().isdisjoint(ALWAYS_TRACED)):
-            self._errands.trace(inflight.job.id, row)
+        if not inflight.untold:
+            return
+        inflight.untold = False
+        now = int(time.time() * 1000)
+        if not inflight.closed:
+            until = inflight.job.deadline + TraceBudget.LONG_MS
+        elif inflight.is_plain:
+            until = now + self._trace_budget.ttl_ms()
+        else:
+            until = now + TraceBudget.LONG_MS
+        self._errands.trace(inflight.trace(), until)
 
     def __iter__(self) -> Iterator[InFlight]:
         return iter(list(self._jobs.values()))
@@ -268,7 +283,6 @@ class Hub:
         inflight.entry, inflight.replaced = entry, False
         self._metrics.queue_time.labels(inflight.job.model).observe(time.monotonic() - inflight.accepted_at)
         inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
-        self._write_trace(inflight)
 
     def _delta(self, inflight: InFlight, event: Delta) -> None:
         if inflight.first_token_at is None:
@@ -316,15 +330,24 @@ class Hub:
         if inflight.chars and not inflight.token_ids:
             self.fail(inflight, WorkerLost("The worker was lost and its engine cannot continue a reply."))
             return
+        if crashed:
+            inflight.lost_workers.append(inflight.worker or inflight.holder)
         if crashed and job.crashes >= SUSPECT_AFTER_CRASHES:
-            self._metrics.deadletter.labels(job.model).inc()
-            self._errands.bury(job, reason)
-            self.fail(inflight, WorkerLost(f"This request was given up after {job.crashes + 1} workers failed on it."))
+            self._bury(inflight, reason)
             return
         self._metrics.redelivered.labels(job.model, reason).inc()
-        inflight.mark("reissued", why=reason, crashes=job.crashes + crashed)
-        self._write_trace(inflight)
         self._next_attempt(inflight, crashed)
+        made = len(inflight.token_ids)
+        inflight.mark("reissued", why=reason, attempt=inflight.job.attempt, crashes=inflight.job.crashes, tokens=made)
+
+    def _bury(self, inflight: InFlight, reason: str) -> None:
+        job = inflight.job
+        self._metrics.deadletter.labels(job.model).inc()
+        self._errands.bury(job, reason, inflight.lost_workers)
+        if aside := inflight.aside:
+            aside.buried = True
+            self._errands.keep_payload(aside.request)
+        self.fail(inflight, WorkerLost(f"This request was given up after {job.crashes + 1} workers failed on it."))
 
     def _next_attempt(self, inflight: InFlight, crashed: bool) -> None:
         """From here on the old attempt is fenced off; its worker is told to stop."""

@@ -5,8 +5,11 @@ import time
 from dataclasses import dataclass, field
 
 from shared.errors import TokenbusError
-from shared.messages import FinishReason, Job, Usage
+from shared.messages import FinishReason, Job, Milestone, Trace, Usage
 from shared.queue import Entry
+
+MOST_MILESTONES = 64  # of one job; those in the middle are dropped
+KEPT_FIRST = 8
 
 
 class ClientGone(Exception):
@@ -80,6 +83,7 @@ class Aside:
     request: str
     payloads: bytes
     open_jobs: int
+    buried: bool = False  # one of its jobs: then it is kept, for people to look at
 
 
 @dataclass(slots=True)
@@ -88,6 +92,7 @@ class InFlight:
 
     job: Job
     index: int
+    jobs: int  # of its request
     mailbox: Mailbox
     aside: Aside | None = None
     entry: Entry | None = None  # None until Redis has answered the first enqueue
@@ -101,14 +106,36 @@ class InFlight:
     accepted_at: float = field(default_factory=time.monotonic)
     last_at: float = field(default_factory=time.monotonic)  # of the last sign of the current attempt
     first_token_at: float | None = None
-    traced: bool = True
-    trace: dict[str, str | int] = field(default_factory=dict)  # not yet written rows of the job's trace
+    lost_workers: list[str] = field(default_factory=list)  # that failed while they had it
+    milestones: list[Milestone] = field(default_factory=list)
+    untold: bool = False  # there are milestones that Redis does not have
 
     @property
     def holder(self) -> str:
         """The worker that has the job, or whose inbox it lies in; else ''."""
         return self.worker or (self.entry.addressed_to if self.entry and not self.replaced else "")
 
+    @property
+    def is_plain(self) -> bool:
+        """It went as it should: nobody will ask why."""
+        return self.job.attempt == 0 and bool(self.milestones) and self.milestones[-1].event == "finished"
+
     def mark(self, event: str, **details: str | int) -> None:
-        """Note a milestone for `explain`, in ms since the epoch."""
-        self.trace |= {event: int(time.time() * 1000), **details}
+        """Note a milestone for `tokenbus explain`."""
+        if len(self.milestones) == MOST_MILESTONES:
+            del self.milestones[KEPT_FIRST]
+        self.milestones.append(Milestone(int(time.time() * 1000), event, details))
+        self.untold = True
+
+    def trace(self) -> Trace:
+        job = self.job
+        return Trace(
+            job=job.id,
+            request=job.request,
+            model=job.model,
+            gateway=job.gateway,
+            index=self.index,
+            jobs=self.jobs,
+            deadline=job.deadline,
+            milestones=list(self.milestones),
+        )

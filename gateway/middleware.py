@@ -27,9 +27,10 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked = Asked(secrets.token_hex(16), headers.get("traceparent"))
         own = headers.get("x-request-id", "")
-        request_id = own if _REQUEST_ID.fullmatch(own) else f"req-{asked.hex}"
+        sound = own if _REQUEST_ID.fullmatch(own) else None
+        asked = Asked(secrets.token_hex(16), headers.get("traceparent"), sound)
+        request_id = sound or f"req-{asked.hex}"
         scope.setdefault("state", {})["asked"] = asked
 
         async def send_with_id(message: Message) -> None:

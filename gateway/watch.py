@@ -54,6 +54,7 @@ class Watch:
         while True:
             await asyncio.sleep(self.EVERY_S)
             self._end_overdue()
+            self._hub.write_traces()
             try:
                 await self._tick()
             except BUS_ERRORS as error:

@@ -46,7 +46,12 @@ class Keys:
         return f"{self.namespace}:gateway:{gateway}"
 
     def trace(self, job: str) -> str:
+        """string Trace with a TTL: the life of a recent job."""
         return f"{self.namespace}:trace:{job}"
+
+    def request(self, request_id: str) -> str:
+        """string with a TTL: the request that a client gave an x-request-id of its own."""
+        return f"{self.namespace}:request:{request_id}"
 
     def payload(self, request: str) -> str:
         """string: the list of a request's payloads, when too large to lie in each job."""

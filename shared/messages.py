@@ -3,6 +3,7 @@
 gateway -> worker   Job (stream entry), Abort and Drain (control channel)
 worker -> gateway   Frame of Claimed, Delta, Finished, Failed, Released (event channel)
 worker -> everyone  WorkerInfo (its lease), ModelRecord (the catalogue)
+gateway -> people   Trace (for `tokenbus explain`)
 
 Fields that a reader does not know are skipped, so that two releases can share a bus.
 """
@@ -178,12 +179,39 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: float
 
 
+class Milestone(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that happened to a job, `at` ms since the epoch by its gateway's clock. Events and their details:
+
+    accepted · queued · claimed {worker, attempt} · first_token · reissued {why, attempt, crashes, tokens} ·
+    finished {reason, tokens} · failed {code} · cancelled
+    """
+
+    at: int
+    event: str
+    details: dict[str, str | int] = {}
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """The life of one job so far. `jobs` is how many its request has, of which this is number `index`."""
+
+    job: str
+    request: str
+    model: str
+    gateway: str
+    index: int
+    jobs: int
+    deadline: int
+    milestones: list[Milestone]
+    v: int = VERSION
+
+
 encode = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode
 decode_frame = msgspec.json.Decoder(Frame).decode
 decode_control = msgspec.json.Decoder(Control).decode
 decode_worker = msgspec.json.Decoder(WorkerInfo).decode
 decode_model = msgspec.json.Decoder(ModelRecord).decode
+decode_trace = msgspec.json.Decoder(Trace).decode
 
 
 def new_process_id() -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errands import Errands
 from gateway.hub import Hub
-from gateway.inflight import Mailbox
+from gateway.inflight import MOST_MILESTONES, InFlight, Mailbox
 from gateway.metrics import Metrics, TraceBudget
 from gateway.watch import Watch
 from registry.directory import Directory
@@ -24,10 +24,12 @@ from shared.messages import (
     Finished,
     Frame,
     Job,
+    Milestone,
     Released,
     Resume,
     Usage,
     decode_control,
+    decode_trace,
     encode,
 )
 from shared.queue import Claim, Entry, JobQueue
@@ -307,9 +309,11 @@ async def test_errands_may_be_sent_by_two_at_once(bus: Bus) -> None:
     assert await bus.client.exists(*(bus.keys.cancelled(f"r-{i}") for i in range(3))) == 3
 
 
-async def test_plain_successes_are_traced_up_to_a_rate(bus: Bus) -> None:
+def test_under_load_the_traces_of_plain_successes_age_sooner() -> None:
     budget = TraceBudget()
-    assert sum(budget.take() for _ in range(1000)) <= 2 * TraceBudget.PER_S
+    ages = [budget.ttl_ms() for _ in range(1000)]
+    assert TraceBudget.LONG_PER_S <= ages.count(TraceBudget.LONG_MS) <= 2 * TraceBudget.LONG_PER_S
+    assert ages[0] > ages[-1] == TraceBudget.SHORT_MS
 
 
 async def test_the_wait_for_a_worker_begins_anew_when_there_was_one(bus: Bus) -> None:
@@ -380,17 +384,47 @@ async def test_garbage_on_the_channel_harms_nobody(bus: Bus) -> None:
     assert (await mailbox.get())[0].text == "a"
 
 
+async def told(bus: Bus, *events: str) -> list[Milestone]:
+    """The milestones of the job, once these events are the last of them."""
+
+    async def so() -> list[Milestone] | None:
+        blob = await bus.client.get(bus.keys.trace("r-0"))
+        found = decode_trace(blob).milestones if blob else []
+        return found if tuple(row.event for row in found[-len(events) :]) == events else None
+
+    found: list[Milestone] = await wait_until(so, description=f"the trace tells of {events}")
+    return found
+
+
 async def test_the_trace_of_a_job_tells_its_story(bus: Bus) -> None:
     await bus.submit()
     claim = await bus.claim("w1")
-    bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
-    bus.says("w1", claim, Finished, seq=1, reason="stop", usage=Usage(1, 1))
+    await told(bus, "accepted", "queued", "claimed")  # while it runs
+    (inflight,) = bus.hub
+    bus.hub.reissue(inflight, "stall", crashed=True)
+    await told(bus, "claimed", "reissued")
+    claim = await bus.claim("w2")
+    bus.says("w2", claim, Delta, seq=0, text="a", token_ids=[0])
+    bus.says("w2", claim, Finished, seq=1, reason="stop", usage=Usage(1, 1))
+    rows = await told(bus, "reissued", "claimed", "first_token", "finished")
+    assert [row.details for row in rows] == [
+        {},
+        {},
+        {"worker": "w1", "attempt": 0},
+        {"why": "stall", "attempt": 1, "crashes": 1, "tokens": 0},
+        {"worker": "w2", "attempt": 1},
+        {},
+        {"reason": "stop", "tokens": 1},
+    ]
+    assert [row.at for row in rows] == sorted(row.at for row in rows)
+    assert await bus.client.pttl(bus.keys.trace("r-0")) > TraceBudget.SHORT_MS
 
-    async def story() -> set[bytes]:
-        rows = await bus.client.xrange(bus.keys.trace("r-0"))
-        return {key for _, row in rows for key in row}
 
-    async def is_told() -> bool:
-        return {b"queued", b"claimed", b"first_token", b"finished"} <= await story()
-
-    await wait_until(is_told, description="the trace is written")
+def test_a_job_handed_on_for_ever_has_a_bounded_trace() -> None:
+    inflight = InFlight(make_job(), 0, 1, Mailbox())
+    inflight.mark("accepted")
+    for number in range(1000):
+        inflight.mark("reissued", attempt=number)
+    assert len(inflight.milestones) == MOST_MILESTONES
+    assert inflight.milestones[0].event == "accepted"
+    assert inflight.milestones[-1].details == {"attempt": 999}

@@ -16,10 +16,12 @@ from shared.messages import (
     Finished,
     Frame,
     Job,
+    Milestone,
     ModelRecord,
     Released,
     Resume,
     SamplingParams,
+    Trace,
     Usage,
     WorkerInfo,
     decode_control,
@@ -113,6 +115,22 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
             model="m", fingerprint="f00d", max_model_len=8192, engine="echo", worker="host-ab12", last_seen=1.5
         ),
         ModelRecord,
+    ),
+    "trace": (
+        Trace(
+            job="chatcmpl-1-0",
+            request="chatcmpl-1",
+            model="m",
+            gateway="host-cd34",
+            index=0,
+            jobs=2,
+            deadline=1_800_000_600_000,
+            milestones=[
+                Milestone(1_800_000_000_000, "accepted"),
+                Milestone(1_800_000_000_004, "claimed", {"worker": "host-ab12", "attempt": 0}),
+            ],
+        ),
+        Trace,
     ),
 }
 
