@@ -14,7 +14,7 @@ import msgspec
 from gateway.errands import Errands
 from gateway.inflight import Aside, InFlight, Mailbox
 from gateway.metrics import DrainRate, Metrics, TraceBudget
-from shared.connection import BUS_ERRORS, Redis, subscribed
+from shared.connection import BUS_ERRORS, Redis, listen
 from shared.errors import QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
@@ -49,7 +49,9 @@ class Hub:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(), name="events")
+            # What was published while it did not hear shows as a gap in seq, or as an entry that is gone (Watch).
+            events = listen(self._redis, self._keys.events(self.id), self.on_frame, self._subscribed)
+            tasks.create_task(events, name="events")
             tasks.create_task(self._renew(), name="lease")
             tasks.create_task(self._reissue_queued(), name="reissue")
             tasks.create_task(self._errands.run(), name="errands")
@@ -72,19 +74,6 @@ class Hub:
                 await self._redis.delete(self._keys.gateway(self.id))
         except BUS_ERRORS as error:
             log.warning("left without a goodbye: %s", error)
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with subscribed(self._redis, self._keys.events(self.id)) as messages:
-                    self._subscribed.set()
-                    async for message in messages:
-                        self.on_frame(message)
-            except BUS_ERRORS as error:
-                # What was published meanwhile shows as a gap in seq, or as an entry that is gone (Watch).
-                self._subscribed.clear()
-                log.warning("event channel lost: %s", error)
-                await asyncio.sleep(0.1)
 
     async def _renew(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Looks twice a second for what no event tells: dead workers, entries that are gone, deadlines. PROTOCOL, failures."""
+"""Looks four times a second for what no event tells: dead workers, lost entries, deadlines. PROTOCOL, failures."""
 
 import asyncio
 import time
@@ -20,7 +20,8 @@ Holder = tuple[str, str]  # model, worker
 
 
 class Watch:
-    EVERY_S = 0.5
+    EVERY_S = 0.25
+    UNHEARD_S = 0.7  # without ears, a worker that had some is dead; one that only lost them has them back by then
     SILENT_S = 2.0  # after which a claimed job's entry is looked up
     QUEUED_SILENT_S = 5.0  # likewise for one that waits
     LOOKUPS = 500  # entries at most in one tick
@@ -48,6 +49,7 @@ class Watch:
         self._looked_at = time.monotonic()
         self._judge_after = self._blame_after = 0.0
         self._alone_since: dict[str, float] = {}  # model -> since when nobody serves it
+        self._heard_at: dict[Holder, float] = {}  # when workers that hold jobs were last seen to listen
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -67,6 +69,7 @@ class Watch:
         now = time.monotonic()
         if now - self._looked_at > self.LOOK_GAP_S:
             self._judge_after = now + LEASE_MS / 1000
+            self._heard_at.clear()
             self._blame_after = now + self.AMNESTY_S
         self._looked_at = now
         return now >= self._judge_after
@@ -81,9 +84,12 @@ class Watch:
         silent = set()
         for model in {inflight.job.model for inflight in inflights if not inflight.worker}:
             silent |= {(model, worker) for worker in await self._queue.consumers(model)}
-        lost = await self._without_lease(held | silent)
+        without_lease, deaf = await self._look_at(held | silent)
         if not self._may_judge():
             return
+        if deaf:
+            await self._take_leases(deaf)
+        lost = without_lease | deaf
         for inflight in inflights:
             if (inflight.job.model, inflight.holder) in lost:
                 self._hub.reissue(inflight, "worker_lost", crashed=inflight.worker is not None and self._blames())
@@ -96,17 +102,37 @@ class Watch:
     def _blames(self) -> bool:
         return time.monotonic() >= self._blame_after
 
-    async def _without_lease(self, holders: set[Holder]) -> set[Holder]:
-        """Asking for the key itself expires it; keyspace events come late."""
+    async def _look_at(self, holders: set[Holder]) -> tuple[set[Holder], set[Holder]]:
+        """Those without a lease, and those who do not listen any more. Asking for the key itself expires it; keyspace
+        events come late."""
         if not holders:
-            return set()
+            return set(), set()
         asked, started = list(holders), time.perf_counter()
         async with self._redis.pipeline(transaction=False) as pipe:
             for model, worker in asked:
                 pipe.exists(self._keys.worker(model, worker))
-            replies = await pipe.execute()
+            pipe.pubsub_numsub(*(self._keys.control(worker) for _, worker in asked))
+            *exist, listeners = await pipe.execute()
         self._metrics.bus_roundtrip.observe(time.perf_counter() - started)
-        return {holder for holder, exists in zip(asked, replies, strict=True) if not exists}
+        without_lease = {holder for holder, exists in zip(asked, exist, strict=True) if not exists}
+        counts = {holder: count for holder, (_, count) in zip(asked, listeners, strict=True)}
+        return without_lease, self._deaf(counts)
+
+    def _deaf(self, listeners: dict[Holder, int]) -> set[Holder]:
+        """Only those that were heard of before: in a cluster the others listen at another node."""
+        now = time.monotonic()
+        heard = {holder: now if count else self._heard_at.get(holder) for holder, count in listeners.items()}
+        self._heard_at = {holder: at for holder, at in heard.items() if at is not None}
+        return {holder for holder, at in self._heard_at.items() if now - at > self.UNHEARD_S}
+
+    async def _take_leases(self, workers: set[Holder]) -> None:
+        """A process that is killed loses its connections at once, and its lease only after 2.5 s. One that lives all
+        the same comes back under a new id, as after any lost lease."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for model, worker in workers:
+                log.info("worker %s does not listen any more", worker)
+                pipe.delete(self._keys.worker(model, worker))
+            await pipe.execute()
 
     async def _reissue_unannounced(self, inflights: list[InFlight], model: str, worker: str) -> None:
         delivered = await self._queue.pending_of(model, worker)

@@ -15,7 +15,8 @@ log = get_logger(__name__)
 
 class Outbox:
     """What arrives while a publish is under way goes out with the next; a failed publish is sent again as it was
-    (the gateway knows a repeated seq), before anything newer."""
+    (the gateway knows a repeated seq), before anything newer is even built: so while Redis is away each job's progress
+    gathers in one delta."""
 
     RETRY_S = 0.2
 
@@ -62,7 +63,8 @@ class Outbox:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._build_frames()
+            if not self._frames:
+                self._build_frames()
             try:
                 await self._send()
             except BUS_ERRORS as error:
@@ -70,7 +72,9 @@ class Outbox:
                 await asyncio.sleep(self.RETRY_S)
                 self._wake.set()
                 continue
-            if not self._wake.is_set():
+            if self._changed:
+                self._wake.set()
+            elif not self._wake.is_set():
                 self._empty.set()
 
     def _build_frames(self) -> None:

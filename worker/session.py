@@ -10,7 +10,7 @@ import msgspec
 
 from registry.lease import LeaseKeeper, announce, bind_names, deregister, register
 from shared import __version__
-from shared.connection import BUS_ERRORS, Redis, subscribed
+from shared.connection import BUS_ERRORS, Redis, listen
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
@@ -83,9 +83,11 @@ class Session:
                 tasks.create_task(self._outbox.run(), name="outbox"),
                 tasks.create_task(self._beat(), name="beat"),
             ]
-            subscribed_once = asyncio.Event()
-            helpers.append(tasks.create_task(self._listen(subscribed_once), name="control"))
-            await subscribed_once.wait()
+            # An abort that is lost with a connection does no harm: its job's frames are answered with another.
+            hears = asyncio.Event()
+            control = listen(self._redis, self._keys.control(self.id), self._obey, hears)
+            helpers.append(tasks.create_task(control, name="control"))
+            await hears.wait()
             await register(self._redis, self._keys, self.info())
             self._lease.start()
             log.info("worker %s serves %s with %d slots", self.id, ", ".join(self._names), self._engine_info.slots)
@@ -269,19 +271,6 @@ class Session:
             log.info("dropped %d jobs of gateway %s, which is gone", len(orphans), gateway)
 
     # -- control --------------------------------------------------------------------------------------------------
-
-    async def _listen(self, subscribed_once: asyncio.Event) -> None:
-        """Until cancelled. An abort that is lost with a connection does no harm: its job's frames are answered with
-        another."""
-        while True:
-            try:
-                async with subscribed(self._redis, self._keys.control(self.id)) as messages:
-                    subscribed_once.set()
-                    async for message in messages:
-                        self._obey(message)
-            except BUS_ERRORS as error:
-                log.warning("control channel lost: %s", error)
-                await asyncio.sleep(BEAT_S)
 
     def _obey(self, message: bytes) -> None:
         try:
