@@ -1,6 +1,8 @@
-"""Cleans up after dead workers: their pending entries, consumers, inboxes and index rows. One gateway at a time."""
+"""Cleans up after the dead: workers' pending entries, consumers, inboxes and index rows; gateways' waiting jobs.
+One gateway at a time does it."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -10,7 +12,7 @@ from registry.directory import read_records
 from shared.connection import BUS_ERRORS, Redis
 from shared.keys import GROUP, Keys
 from shared.logging import get_logger
-from shared.messages import decode_job
+from shared.messages import Job, decode_job
 from shared.queue import Entry, script, settle
 
 log = get_logger(__name__)
@@ -21,12 +23,14 @@ class Janitor:
 
     EVERY_S = 2.0
     BATCH = 100
+    WAITED_MS = 5_000  # only jobs that wait so long are looked at
 
     def __init__(self, redis: Redis, keys: Keys, owner: str) -> None:
         self._redis = redis
         self._keys = keys
         self._owner = owner
         self._forget = redis.register_script(script("forget"))
+        self._seen_up_to: dict[str, str] = {}  # stream -> the last entry of the last look at what waits
 
     async def run(self) -> None:
         """Until cancelled. Whoever gets the key sweeps; a sweep by two would be harmless, only wasted."""
@@ -43,6 +47,8 @@ class Janitor:
         records = await read_records(self._redis, self._keys)
         for model in {record.model for record in records.values()}:
             await self._sweep_model(model)
+            for stream in self._keys.job_streams(model):
+                await self._sweep_waiting(stream)
 
     async def _sweep_model(self, model: str) -> None:
         known = {id.decode(errors="replace") for id in await self._redis.zrange(self._keys.workers(model), 0, -1)}
@@ -66,30 +72,56 @@ class Janitor:
             return set()
 
     async def _forget_consumer(self, stream: str, worker: str) -> bool:
-        rows = await self._redis.xpending_range(stream, GROUP, "-", "+", self.BATCH, consumername=worker)
-        for row in rows:
-            await self._settle_if_orphaned(stream, row["message_id"])
+        pending = await self._redis.xpending_range(stream, GROUP, "-", "+", self.BATCH, consumername=worker)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for row in pending:
+                pipe.xrange(stream, row["message_id"], row["message_id"], 1)
+            found = await pipe.execute() if pending else []
+        await self._settle_orphans(
+            stream, [rows[0] if rows else (row["message_id"], {}) for row, rows in zip(pending, found, strict=True)]
+        )
         return bool(await self._forget(keys=[stream], args=[GROUP, worker]))
 
     async def _remove_inbox(self, inbox: str) -> bool:
         """Its entries, delivered or not, go with their gateways; what a living one owns it will re-issue."""
-        for id, _ in await self._redis.xrange(inbox, "-", "+", self.BATCH):
-            await self._settle_if_orphaned(inbox, id)
+        await self._settle_orphans(inbox, await self._redis.xrange(inbox, "-", "+", self.BATCH))
         if await self._redis.xlen(inbox):
             return False
         await self._redis.delete(inbox)
         return True
 
-    async def _settle_if_orphaned(self, stream: str, id: bytes) -> None:
-        rows: list[Any] = await self._redis.xrange(stream, id, id, 1)
-        if rows and await self._has_owner(rows[0][1].get(b"job")):
+    async def _sweep_waiting(self, stream: str) -> None:
+        """A part of what waits, another one each time: while no worker is there, nobody else would find out that
+        nobody waits for it."""
+        after = self._seen_up_to.get(stream, "")
+        until = int(time.time() * 1000) - self.WAITED_MS
+        rows = await self._redis.xrange(stream, f"({after}" if after else "-", until, self.BATCH)
+        self._seen_up_to[stream] = rows[-1][0].decode() if len(rows) == self.BATCH else ""
+        await self._settle_orphans(stream, rows)
+
+    async def _settle_orphans(self, stream: str, rows: list[Any]) -> None:
+        """Of these entries, (id, fields), those that no living gateway answers for, with what lies aside for them."""
+        jobs = {id.decode(): _job_in(fields) for id, fields in rows}
+        gateways = sorted({job.gateway for job in jobs.values() if job})
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for gateway in gateways:
+                pipe.exists(self._keys.gateway(gateway))
+            replies = await pipe.execute() if gateways else []
+        living = {gateway for gateway, lives in zip(gateways, replies, strict=True) if lives}
+        orphans = {id: job for id, job in jobs.items() if job is None or job.gateway not in living}
+        if not orphans:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
-            settle(pipe, Entry(stream, id.decode()))
+            for id, job in orphans.items():
+                settle(pipe, Entry(stream, id))
+                if job and isinstance(job.payload, int):
+                    pipe.unlink(self._keys.payload(job.request))
             await pipe.execute()
+        log.info("settled %d jobs that nobody waits for in %s", len(orphans), stream)
 
-    async def _has_owner(self, blob: bytes | None) -> bool:
-        try:
-            return bool(await self._redis.exists(self._keys.gateway(decode_job(blob or b"").gateway)))
-        except msgspec.MsgspecError:
-            return False
+
+def _job_in(fields: Any) -> Job | None:
+    try:
+        return decode_job((fields or {}).get(b"job", b""))
+    except msgspec.MsgspecError:
+        return None

@@ -34,6 +34,7 @@ class Outbox:
         self._changed: dict[str, RunningJob] = {}
         self._frames: dict[str, list[Event]] = {}  # by gateway: built, not yet known to be sent
         self._ended: list[RunningJob] = []
+        self._orphaned: set[str] = set()  # requests
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -49,11 +50,16 @@ class Outbox:
         self._changed.pop(running.request_id, None)
 
     def settle_unrun(self, running: RunningJob) -> None:
-        """Takes the entry away without a word: cancelled, overdue, or its gateway is gone."""
+        """Takes the entry away without a word: cancelled, or overdue."""
         self.forget(running)
         self._ended.append(running)
         self._empty.clear()
         self._wake.set()
+
+    def settle_orphan(self, running: RunningJob) -> None:
+        """Its gateway is gone: what lies aside for its request goes too."""
+        self._orphaned.add(running.job.request)
+        self.settle_unrun(running)
 
     async def flushed(self) -> None:
         await self._empty.wait()
@@ -86,15 +92,18 @@ class Outbox:
 
     async def _send(self) -> None:
         """Ends are published before they are settled: the other way round, a crash in between would lose them."""
-        frames, ended = dict(self._frames), list(self._ended)
+        frames, ended, orphaned = dict(self._frames), list(self._ended), set(self._orphaned)
         async with self._redis.pipeline(transaction=False) as pipe:
             for gateway, events in frames.items():
                 pipe.publish(self._keys.events(gateway), encode(Frame(events)))
             for running in ended:
                 settle(pipe, running.entry)
+            for request in orphaned:
+                pipe.unlink(self._keys.payload(request))
             replies = await pipe.execute()
         self._frames.clear()
         del self._ended[: len(ended)]
+        self._orphaned -= orphaned
         for running in ended:
             self._on_settled(running)
         unheard = [gateway for gateway, receivers in zip(frames, replies, strict=False) if receivers == 0]

@@ -5,6 +5,7 @@ import enum
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -24,6 +25,7 @@ log = get_logger(__name__)
 BLOCK_MS = 500  # how long a read waits before it looks up again
 BEAT_S = 0.2
 LOOP_HANGS_AFTER_S = 10.0
+GOODBYE_S = 1.5  # Redis may be away; then the lease runs out by itself
 
 
 class Leaving(enum.Enum):
@@ -101,7 +103,9 @@ class Session:
         return self._leaving or Leaving.DRAIN
 
     def leave(self, reason: Leaving) -> None:
-        """Ask the session to end. Idempotent; a lost lease outranks a drain."""
+        """Ask the session to end. A lost lease outranks a drain; whoever asks twice will not wait for streams."""
+        if self._leaving is not None:
+            self._drain_timeout = 0
         if self._leaving is not Leaving.LEASE_LOST:
             self._leaving = reason
         self._changed.set()
@@ -266,7 +270,7 @@ class Session:
         orphans = [running for running in self._held.values() if running.job.gateway == gateway and not running.ended]
         for running in orphans:
             self._stop_running(running)
-            self._outbox.settle_unrun(running)
+            self._outbox.settle_orphan(running)
         if orphans:
             log.info("dropped %d jobs of gateway %s, which is gone", len(orphans), gateway)
 
@@ -301,40 +305,52 @@ class Session:
         self._running.clear()
 
     async def _drain(self) -> None:
-        """Let streams end within the drain timeout, hand back the rest, say goodbye."""
-        until = time.monotonic() + self._drain_timeout
-        while self._running and self._leaving is Leaving.DRAIN and (left := until - time.monotonic()) > 0:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except TimeoutError:
-                break
+        """Hand back what has not started, let streams end within the drain timeout, hand over the rest, say goodbye."""
         try:
-            async with asyncio.timeout(1.5):  # Redis may be away; then the lease runs out by itself
-                # Nothing is addressed to a worker that says it is leaving; so what is claimed here is all.
-                await announce(self._redis, self._keys, self.info())
-                for claim in await self._queue.claim_inbox(self.model, self.id):
-                    self._held[claim.entry] = RunningJob(claim.job, claim.entry, self.id)
-                self._hand_back()
-                await self._outbox.flushed()
-                await asyncio.to_thread(self._lease.stop)
-                clean = await self._queue.leave(self.model, self.id)
-                await deregister(self._redis, self._keys, self.info(), keep_index=not clean)
+            async with asyncio.timeout(GOODBYE_S):
+                await self._hand_back_unstarted()
+            await self._let_streams_end()
+            async with asyncio.timeout(GOODBYE_S):
+                await self._say_goodbye()
         except BUS_ERRORS as error:
             log.warning("left without a goodbye: %s", error)
+
+    async def _hand_back_unstarted(self) -> None:
+        # Nothing is addressed to a worker that says it is leaving; so what is claimed here is all.
+        await announce(self._redis, self._keys, self.info())
+        inbox = await self._queue.claim_inbox(self.model, self.id)
+        for entry, job in [*inbox, *await self._queue.claimed_before(self.model, self.id)]:
+            if entry not in self._held:
+                self._held[entry] = RunningJob(job, entry, self.id)
+        self._release(running for running in self._held.values() if running.request_id not in self._running)
+        self._suspects.clear()
+
+    async def _let_streams_end(self) -> None:
+        since = time.monotonic()
+        while self._running and self._leaving is Leaving.DRAIN:
+            left = since + self._drain_timeout - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+
+    async def _say_goodbye(self) -> None:
+        for running in self._running.values():
+            self._engine.abort(running.request_id)
+        self._release(self._running.values())
+        self._running.clear()
+        await self._outbox.flushed()
+        await asyncio.to_thread(self._lease.stop)
+        clean = await self._queue.leave(self.model, self.id)
+        await deregister(self._redis, self._keys, self.info(), keep_index=not clean)
 
     def _release(self, jobs: Iterable[RunningJob]) -> None:
         for running in jobs:
             if not running.ended:
                 running.released = True
                 self._outbox.changed(running)
-
-    def _hand_back(self) -> None:
-        for running in self._running.values():
-            self._engine.abort(running.request_id)
-        self._release(self._held.values())
-        self._running.clear()
-        self._suspects.clear()
 
 
 def _is_suspect(running: RunningJob) -> bool:

@@ -207,6 +207,29 @@ class TestJanitor:
         assert await client.xinfo_consumers(stream, GROUP) == []
         assert not await client.exists(keys.inbox("echo", INFO.id), keys.workers("echo"))
 
+    @pytest.mark.parametrize("gateway_lives", [False, True])
+    async def test_what_waits_goes_with_its_gateway(
+        self, client: Any, keys: Keys, janitor: Janitor, monkeypatch: pytest.MonkeyPatch, gateway_lives: bool
+    ) -> None:
+        """Also without a worker, and a part at a time, among jobs that are waited for."""
+        monkeypatch.setattr(Janitor, "BATCH", 4)
+        monkeypatch.setattr(Janitor, "WAITED_MS", -1000)
+        await register(client, keys, INFO)
+        await client.delete(keys.worker("echo", INFO.id))
+        queue = JobQueue(client, keys)
+        await client.set(keys.gateway("other"), "1", px=60_000)
+        if gateway_lives:
+            await client.set(keys.gateway("gw"), "1", px=60_000)
+        for number in range(12):
+            owner = "other" if number % 2 else "gw"
+            await queue.enqueue([make_job(f"r{number}-0", gateway=owner, payload=0)], 100, "pull")
+            await client.set(keys.payload(f"r{number}"), "[]", px=60_000)
+        for _ in range(5):
+            await janitor.sweep()
+        assert await client.xlen(keys.jobs("echo", "normal")) == (12 if gateway_lives else 6)
+        left = {number for number in range(12) if await client.exists(keys.payload(f"r{number}"))}
+        assert left == set(range(12) if gateway_lives else range(1, 12, 2))
+
     async def test_what_a_living_gateway_owns_is_left_to_it(self, client: Any, keys: Keys, janitor: Janitor) -> None:
         queue = await self.prepare(client, keys, gateway_lives=True)
         await janitor.sweep()

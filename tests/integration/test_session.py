@@ -153,10 +153,31 @@ async def test_with_a_drain_timeout_streams_may_end(client: Any, redis_url: str,
     assert not heard.of("r-0", Released)
 
 
+async def test_with_a_drain_timeout_what_has_not_started_is_handed_back_at_once(
+    client: Any, redis_url: str, keys: Keys
+) -> None:
+    async with (
+        listening(client, keys) as heard,
+        echo_session(client, redis_url, keys, slots=1, interval_ms=10, drain_timeout=60) as (session, task),
+    ):
+        await enqueue(client, keys, make_job("r-0", max_tokens=5000))
+        await wait_until(lambda: heard.of("r-0", Delta), description="the only slot is taken")
+        await client.xadd(keys.inbox("echo", session.id), {"job": encode(make_job("s-0"))})
+        session.leave(Leaving.DRAIN)
+        await wait_until(lambda: heard.of("s-0", Released), description="handed back", timeout=3)
+        assert not task.done()
+        assert not heard.of("r-0", Released)
+        session.leave(Leaving.DRAIN)  # asked again: without waiting
+        await asyncio.wait_for(task, 3)
+        await wait_until(lambda: heard.of("r-0", Released), description="handed over")
+
+
 async def test_jobs_of_a_gateway_that_is_gone_are_dropped(client: Any, redis_url: str, keys: Keys) -> None:
     async with echo_session(client, redis_url, keys, slots=1, interval_ms=5):
-        await enqueue(client, keys, make_job("r-0", max_tokens=5000, gateway="nobody"))
+        await client.set(keys.payload("r"), encode([make_job().payload]), px=60_000)
+        await enqueue(client, keys, make_job("r-0", max_tokens=5000, gateway="nobody", payload=0))
         await wait_until(lambda: is_settled(client, keys), description="dropped and settled")
+        assert not await client.exists(keys.payload("r"))
         async with listening(client, keys) as heard:
             await enqueue(client, keys, make_job("s-0"))
             await wait_until(lambda: heard.of("s-0", Finished), description="the slot is free")
