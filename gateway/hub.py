@@ -14,7 +14,7 @@ import msgspec
 from gateway.errands import Errands
 from gateway.inflight import Aside, InFlight, Mailbox
 from gateway.metrics import DrainRate, Metrics, TraceBudget
-from shared.connection import BUS_ERRORS, Redis, listen
+from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.errors import QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
@@ -42,7 +42,7 @@ class Hub:
         self._trace_budget = TraceBudget()
         self._jobs: dict[str, InFlight] = {}
         self._to_reissue: asyncio.Queue[tuple[InFlight, int]] = asyncio.Queue()
-        self._subscribed = asyncio.Event()
+        self._hearing = Hearing()
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -50,18 +50,23 @@ class Hub:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             # What was published while it did not hear shows as a gap in seq, or as an entry that is gone (Watch).
-            events = listen(self._redis, self._keys.events(self.id), self.on_frame, self._subscribed)
+            events = listen(self._redis, self._keys.events(self.id), self.on_frame, self._hearing)
             tasks.create_task(events, name="events")
             tasks.create_task(self._renew(), name="lease")
             tasks.create_task(self._reissue_queued(), name="reissue")
             tasks.create_task(self._errands.run(), name="errands")
 
     async def ready(self) -> None:
-        await self._subscribed.wait()
+        await self._hearing.wait()
 
     @property
     def is_subscribed(self) -> bool:
-        return self._subscribed.is_set()
+        return self._hearing.is_set()
+
+    @property
+    def subscriptions(self) -> int:
+        """How often this gateway has subscribed so far: more than once means that connections were lost."""
+        return self._hearing.began
 
     async def close(self) -> None:
         """Say goodbye: what is still open fails, what was promised to Redis is sent."""

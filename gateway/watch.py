@@ -49,7 +49,8 @@ class Watch:
         self._looked_at = time.monotonic()
         self._judge_after = self._blame_after = 0.0
         self._alone_since: dict[str, float] = {}  # model -> since when nobody serves it
-        self._heard_at: dict[Holder, float] = {}  # when workers that hold jobs were last seen to listen
+        self._heard_at: dict[Holder, float] = {}  # when workers were last seen to listen
+        self._subscriptions = 0  # of the hub, at the last look
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -76,15 +77,13 @@ class Watch:
 
     async def _tick(self) -> None:
         inflights = list(self._hub)
-        if not inflights:
-            self._looked_at = time.monotonic()
-            return
+        listed = {(model, info.id) for model, workers in self._directory.snapshot.workers.items() for info in workers}
         held = {(inflight.job.model, inflight.holder) for inflight in inflights if inflight.holder}
         # A claimer may have died before its word came through: the pending list knows it.
         silent = set()
         for model in {inflight.job.model for inflight in inflights if not inflight.worker}:
             silent |= {(model, worker) for worker in await self._queue.consumers(model)}
-        without_lease, deaf = await self._look_at(held | silent)
+        without_lease, deaf = await self._look_at(listed | held | silent)
         if not self._may_judge():
             return
         if deaf:
@@ -119,8 +118,12 @@ class Watch:
         return without_lease, self._deaf(counts)
 
     def _deaf(self, listeners: dict[Holder, int]) -> set[Holder]:
-        """Only those that were heard of before: in a cluster the others listen at another node."""
+        """Only those that were heard of before, since in a cluster the others listen at another node; and not when this
+        gateway lost its own ears too, with everybody's."""
         now = time.monotonic()
+        if self._subscriptions != self._hub.subscriptions:
+            self._subscriptions = self._hub.subscriptions
+            self._heard_at.clear()
         heard = {holder: now if count else self._heard_at.get(holder) for holder, count in listeners.items()}
         self._heard_at = {holder: at for holder, at in heard.items() if at is not None}
         return {holder for holder, at in self._heard_at.items() if now - at > self.UNHEARD_S}

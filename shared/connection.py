@@ -121,20 +121,29 @@ async def subscribed(client: Redis, channel: str) -> AsyncIterator[AsyncIterator
             watch.cancel()
 
 
-async def listen(client: Redis, channel: str, receive: Callable[[bytes], None], hears: asyncio.Event) -> None:
-    """Until cancelled, through every loss of the connection; `hears` is set while it is subscribed. What is published
-    meanwhile is gone."""
+class Hearing(asyncio.Event):
+    """Set while a channel is heard; `began` counts how often that came to be."""
+
+    began = 0
+
+    def set(self) -> None:
+        self.began += 1
+        super().set()
+
+
+async def listen(client: Redis, channel: str, receive: Callable[[bytes], None], hearing: Hearing) -> None:
+    """Until cancelled, through every loss of the connection. What is published meanwhile is gone."""
     while True:
         try:
             async with subscribed(client, channel) as messages:
-                hears.set()
+                hearing.set()
                 async for message in messages:
                     receive(message)
         except BUS_ERRORS as error:
             log.warning("channel %s lost: %s", channel, error)
-            if not hears.is_set():
+            if not hearing.is_set():
                 await asyncio.sleep(SUBSCRIBE_AGAIN_S)
-            hears.clear()
+            hearing.clear()
 
 
 class _Ears:

@@ -11,7 +11,7 @@ import msgspec
 
 from registry.lease import LeaseKeeper, announce, bind_names, deregister, register
 from shared import __version__
-from shared.connection import BUS_ERRORS, Redis, listen
+from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
@@ -86,10 +86,10 @@ class Session:
                 tasks.create_task(self._beat(), name="beat"),
             ]
             # An abort that is lost with a connection does no harm: its job's frames are answered with another.
-            hears = asyncio.Event()
-            control = listen(self._redis, self._keys.control(self.id), self._obey, hears)
+            hearing = Hearing()
+            control = listen(self._redis, self._keys.control(self.id), self._obey, hearing)
             helpers.append(tasks.create_task(control, name="control"))
-            await hears.wait()
+            await hearing.wait()
             await register(self._redis, self._keys, self.info())
             self._lease.start()
             log.info("worker %s serves %s with %d slots", self.id, ", ".join(self._names), self._engine_info.slots)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from shared import connection
-from shared.connection import BUS_ERRORS, connect, listen
+from shared.connection import BUS_ERRORS, Hearing, connect, listen
 from tests.conftest import wait_until
 
 
@@ -73,16 +73,16 @@ async def test_a_command_on_a_dead_link_ends_with_an_error(link: Link) -> None:
 async def test_a_subscription_on_a_dead_link_is_made_anew(link: Link, redis_url: str) -> None:
     async with link.relaying():
         client, other = connect(link.url), connect(redis_url)
-        hears, heard = asyncio.Event(), list[bytes]()
-        task = asyncio.create_task(listen(client, "channel", heard.append, hears), name="listen")
-        await hears.wait()
+        hearing, heard = Hearing(), list[bytes]()
+        task = asyncio.create_task(listen(client, "channel", heard.append, hearing), name="listen")
+        await hearing.wait()
         for quiet in range(3):  # a quiet channel is no dead link
             await asyncio.sleep(0.3)
-            assert hears.is_set(), quiet
+            assert hearing.is_set(), quiet
         link.cut()
-        await wait_until(lambda: not hears.is_set(), description="it notices")
+        await wait_until(lambda: not hearing.is_set(), description="it notices")
         link._open.set()
-        await hears.wait()
+        await hearing.wait()
 
         async def arrives() -> bool:
             await other.publish("channel", "again")

@@ -107,6 +107,45 @@ async def test_text_and_end_come_to_the_mailbox(bus: Bus) -> None:
     await wait_until(bus.is_clean, description="the gateway settles, should the worker die before it does")
 
 
+async def test_a_worker_that_no_longer_listens_is_dead_before_its_lease_runs_out(bus: Bus) -> None:
+    """A process that is killed loses its connections at once. Its lease here would last for a minute."""
+    mailbox = await bus.submit()
+    async with subscribed(bus.client, bus.keys.control("w1")):
+        claim = await bus.claim("w1")
+        bus.says("w1", claim, Delta, seq=0, text="a", token_ids=[0])
+        await wait_until(lambda: ("echo", "w1") in bus.watch._heard_at, description="it was heard of")
+    again = await bus.claim("w2")
+    assert (again.job.attempt, again.job.crashes, again.job.resume) == (1, 1, Resume([0], 1))
+    assert not await bus.client.exists(bus.keys.worker("echo", "w1"))
+    assert (await mailbox.get())[0].text == "a"
+
+
+async def test_a_worker_that_listens_again_at_once_keeps_its_lease(bus: Bus) -> None:
+    await bus.submit()
+    for _ in range(3):
+        async with subscribed(bus.client, bus.keys.control("w1")):
+            if not bus.watch._heard_at:
+                await bus.claim("w1")
+            heard = bus.watch._heard_at.get(("echo", "w1"))
+            await wait_until(lambda: bus.watch._heard_at.get(("echo", "w1")) != heard, description="heard again")  # noqa: B023
+    (inflight,) = bus.hub
+    assert inflight.job.attempt == 0
+    assert await bus.client.exists(bus.keys.worker("echo", "w1"))
+
+
+async def test_when_everybody_lost_their_ears_nobody_is_judged_by_them(bus: Bus) -> None:
+    await bus.submit()
+    async with subscribed(bus.client, bus.keys.control("w1")):
+        await bus.claim("w1")
+        await wait_until(lambda: ("echo", "w1") in bus.watch._heard_at, description="it was heard of")
+        await bus.client.client_kill_filter(_type="pubsub")
+        await wait_until(lambda: bus.hub.subscriptions == 2, description="the gateway hears again")
+        looked = bus.watch._looked_at
+        await wait_until(lambda: bus.watch._looked_at > looked + 1.5, description="several looks later")
+        (inflight,) = bus.hub
+        assert inflight.job.attempt == 0
+
+
 async def test_a_dead_workers_job_goes_on_elsewhere_from_its_tokens(bus: Bus) -> None:
     mailbox = await bus.submit()
     claim = await bus.claim("w1")
