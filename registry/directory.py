@@ -88,6 +88,7 @@ class Directory:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._met: dict[str, float] = {}  # every name this process has seen -> when (monotonic s)
         self.snapshot = Snapshot()
 
     async def run(self) -> None:
@@ -101,6 +102,10 @@ class Directory:
 
     async def refresh(self) -> None:
         self.snapshot = await take_snapshot(self._redis, self._keys)
+        now = time.monotonic()
+        self._met |= dict.fromkeys(self.snapshot.names, now)
+        if len(self._met) > len(self.snapshot.names):
+            self._met = {name: at for name, at in self._met.items() if now - at < REMEMBERED_S}
 
     async def look(self) -> Snapshot:
         """The view as of now; the last one if Redis does not answer."""
@@ -119,9 +124,10 @@ class Directory:
             except BUS_ERRORS as error:
                 raise BusUnavailable("The message bus is unavailable; try again shortly.", retry_after=2) from error
         record = self.snapshot.names.get(name)
-        if record is None:
+        if record is None and name not in self._met:
             raise ModelNotFound(self.not_found(name), param="model")
-        if not self.snapshot.is_live(name):
+        # A Redis that came back empty has forgotten the name until its workers are back.
+        if record is None or not self.snapshot.is_live(name):
             raise NoWorkers(f"No worker serves '{name}' at the moment.", param="model", retry_after=5)
         return record
 

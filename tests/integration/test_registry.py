@@ -86,6 +86,18 @@ async def test_a_near_miss_says_which_name_was_meant(client: Any, keys: Keys, di
         await directory.resolve("parrot")
 
 
+async def test_a_name_that_redis_forgot_is_still_known_here(client: Any, keys: Keys, directory: Directory) -> None:
+    """It came back empty; its workers will be back in a moment: 503, not 404, which nobody would try again."""
+    await register(client, keys, INFO)
+    await directory.refresh()
+    await client.flushall()
+    await directory.refresh()
+    with pytest.raises(NoWorkers):
+        await directory.resolve("echo")
+    with pytest.raises(ModelNotFound):
+        await directory.resolve("never")
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("qwen2.5-7b", "Qwen2.5-7B"), ("qwen25-7b", "Qwen2.5-7B"), ("llama-3", "llama3-8b"), ("gpt-4o", None)],
