@@ -13,9 +13,12 @@ from shared.logging import set_up_logging
 USAGE = """\
 usage: tokenbus COMMAND [flags]
 
-  up          start a whole stack on this machine: Redis, models, gateway
-  run MODEL   chat with a model in the terminal
-  ps          who is alive on the bus
+  up            start a whole stack on this machine: Redis, models, gateway
+  run MODEL     chat with a model in the terminal
+  ps            who is alive on the bus
+  explain ID    what happened to a request
+  drain WORKER  send a worker home; its streams go on elsewhere
+  dead [JOB]    jobs that were given up: list, show, run again, remove
 
 `tokenbus COMMAND --help` lists its flags; every flag is also a variable TOKENBUS_FLAG.
 The parts alone: python -m gateway, python -m worker, python -m registry."""
@@ -82,7 +85,33 @@ def ps(argv: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"up": up, "run": run_chat, "ps": ps}
+def explain(argv: Sequence[str]) -> int:
+    from cli.explain import ExplainSettings, run
+
+    asyncio.run(run(ExplainSettings.read("tokenbus explain", argv)))
+    return 0
+
+
+def drain(argv: Sequence[str]) -> int:
+    from cli.drain import DrainSettings, run
+
+    return asyncio.run(run(DrainSettings.read("tokenbus drain", argv)))
+
+
+def dead(argv: Sequence[str]) -> int:
+    from cli.dead import DeadSettings, run
+
+    return asyncio.run(run(DeadSettings.read("tokenbus dead", argv)))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "up": up,
+    "run": run_chat,
+    "ps": ps,
+    "explain": explain,
+    "drain": drain,
+    "dead": dead,
+}
 
 
 def main() -> int:
