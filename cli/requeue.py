@@ -15,7 +15,7 @@ from gateway.metrics import Metrics
 from gateway.watch import Watch
 from registry.directory import Directory
 from shared.connection import BUS_ERRORS, Redis
-from shared.errors import StartupError, TokenbusError
+from shared.errors import StartupError, TokenbusError, WorkerLost
 from shared.keys import Keys
 from shared.messages import Job, new_process_id
 from shared.queue import SUSPECT_AFTER_CRASHES
@@ -23,6 +23,7 @@ from shared.queue import SUSPECT_AFTER_CRASHES
 MAX_QUEUE = 1024
 STALL_TIMEOUT_S = 300.0
 NO_WORKER_TIMEOUT_S = 60.0
+LOOKS, LOOK_S = 10, 0.1
 
 
 async def requeue(redis: Redis, keys: Keys, letter: Letter, within: float) -> int:
@@ -41,7 +42,7 @@ async def requeue(redis: Redis, keys: Keys, letter: Letter, within: float) -> in
         await remove(redis, keys, letter)
         _say(f"{reply.summary()} after {time.monotonic() - started:.1f} s; the dead letter is removed")
         return 0
-    _say(f"{trouble}; {await _what_is_left(redis, keys, letter)}")
+    _say(f"{trouble}; {await _what_is_left(redis, keys, letter, trouble)}")
     return 1
 
 
@@ -78,18 +79,16 @@ async def _run(redis: Redis, keys: Keys, job: Job, directory: Directory, reply: 
     metrics = Metrics()
     hub = Hub(redis, keys, job.gateway, metrics, MAX_QUEUE, "pull")
     watch = Watch(redis, keys, hub, directory, metrics, STALL_TIMEOUT_S, NO_WORKER_TIMEOUT_S)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in (hub, directory, watch)]
+    async with asyncio.TaskGroup() as tasks:
+        parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in (hub, directory, watch)]
+        try:
             await hub.ready()
-            try:
-                return await _ask(hub, job, reply)
-            finally:
-                for part in parts:
-                    part.cancel()
-    finally:
-        hub.cancel([job.id])
-        await hub.close()
+            return await _ask(hub, job, reply)
+        finally:
+            hub.cancel([job.id])
+            await hub.close()
+            for part in parts:
+                part.cancel()
 
 
 async def _ask(hub: Hub, job: Job, reply: "Reply") -> str | None:
@@ -111,13 +110,23 @@ async def _ask(hub: Hub, job: Job, reply: "Reply") -> str | None:
     return None
 
 
-async def _what_is_left(redis: Redis, keys: Keys, letter: Letter) -> str:
-    assert letter.job is not None
-    others = [other for other in await read_letters(redis, keys) if other.job and other.job.id == letter.job.id]
-    if newer := [other.entry for other in others if other.entry != letter.entry]:
-        await redis.xdel(keys.dead(letter.model), letter.entry)
-        return f"buried again, as entry {newer[-1]}"
-    return "the dead letter stays"
+async def _what_is_left(redis: Redis, keys: Keys, letter: Letter, trouble: str) -> str:
+    """Only the newest letter of a job is kept."""
+    *older, newest = await _letters_of(redis, keys, letter)
+    for _ in range(LOOKS if trouble.startswith(WorkerLost.code) else 0):
+        if older:
+            break
+        await asyncio.sleep(LOOK_S)  # a burial is an errand that nobody waits for
+        *older, newest = await _letters_of(redis, keys, letter)
+    for other in older:
+        await redis.xdel(keys.dead(letter.model), other.entry)
+    return f"buried again, as entry {newest.entry}" if older else "the dead letter stays"
+
+
+async def _letters_of(redis: Redis, keys: Keys, letter: Letter) -> list[Letter]:
+    """Those of the same job; itself at least, should somebody have removed it."""
+    found = [one for one in await read_letters(redis, keys) if one.job and letter.job and one.job.id == letter.job.id]
+    return found or [letter]
 
 
 class Reply:
