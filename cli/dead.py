@@ -91,7 +91,7 @@ def _facts(letter: Letter) -> dict[str, Any]:
 
 def _table(letters: list[Letter], prompts: list[str]) -> Table:
     """Three lines a letter, so that ids can be copied from a terminal of 80 columns."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 1, 0))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("BURIED", "JOB", "WHY"):
         table.add_column(title, overflow="fold")
     for letter, prompt in zip(letters, prompts, strict=True):
@@ -99,6 +99,8 @@ def _table(letters: list[Letter], prompts: list[str]) -> Table:
         what = [clock(letter.buried_at), letter.model, job.kind if job else "?"]
         which = [job.id if job else "(not readable)", f"entry {letter.entry}", prompt]
         why = [letter.reason, count(letter.crashes, "crash"), *letter.workers]
+        if table.row_count:
+            table.add_row()
         table.add_row(*(Text(printable("\n".join(lines))) for lines in (what, which, why)))
     return table
 
@@ -114,7 +116,7 @@ async def _show(redis: Redis, keys: Keys, letter: Letter, as_json: bool) -> str:
     whole = msgspec.to_builtins(job)
     if as_json:
         return orjson.dumps(_facts(letter) | {"job": whole, "payload": payload}, option=orjson.OPT_INDENT_2).decode()
-    whole.pop("payload")
+    del whole["payload"], whole["resume"]  # told in other words, which take fewer lines
     prompt = GONE if payload is None else "\n".join(prompt_lines(payload))
     return "\n\n".join([_head(letter, job), orjson.dumps(whole, option=orjson.OPT_INDENT_2).decode(), prompt])
 
@@ -126,7 +128,7 @@ def _head(letter: Letter, job: Job) -> str:
         "entry": letter.entry,
         "buried": clock(letter.buried_at),
         "model": letter.model,
-        "why": f"{letter.reason}, {letter.crashes}. crash",
+        "why": f"{letter.reason}, {count(letter.crashes, 'crash')}",
         "workers": ", ".join(letter.workers) or "not known",
         "made": count(made, "token"),
     }

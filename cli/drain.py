@@ -62,7 +62,7 @@ def describe(worker: WorkerInfo, snapshot: Snapshot) -> str:
     """What it is about to leave behind."""
     others = [info for info in snapshot.workers[worker.model] if info.id != worker.id and info.state == "ready"]
     streams = f"worker {worker.id} has {count(worker.running, 'stream')} of '{worker.model}'"
-    return streams if others else f"{streams}; nobody else serves it, so what is left waits for the next worker"
+    return streams if others else f"{streams}; nobody else serves it: jobs wait for the next worker"
 
 
 class Farewell:
