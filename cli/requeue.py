@@ -36,12 +36,14 @@ async def requeue(redis: Redis, keys: Keys, letter: Letter, within: float) -> in
     try:
         trouble = await _run(redis, keys, again, directory, reply)
     except asyncio.CancelledError:
+        reply.end_line()
         _say("cancelled; the dead letter stays")
         raise
     if trouble is None:
         await remove(redis, keys, letter)
         _say(f"{reply.summary()} after {time.monotonic() - started:.1f} s; the dead letter is removed")
         return 0
+    reply.end_line()
     _say(f"{trouble}; {await _what_is_left(redis, keys, letter, trouble)}")
     return 1
 
@@ -146,7 +148,8 @@ class Reply:
 
     def end_line(self) -> None:
         if self._last not in ("", "\n"):
-            self._write("\n")
+            with suppress(OSError, ValueError):  # nobody reads any more
+                self._write("\n")
 
     def _write(self, text: str) -> None:
         self._last = text[-1:] or self._last

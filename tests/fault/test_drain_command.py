@@ -122,12 +122,21 @@ async def played_worker(client: Any, keys: Keys) -> WorkerInfo:
     return info
 
 
+async def published(client: Any) -> int:
+    return int((await client.info("commandstats")).get("cmdstat_publish", {}).get("calls", 0))
+
+
 async def test_one_that_does_not_listen_yet_is_told_again(stack: Stack, bus_client: Any) -> None:
     """As while it subscribes anew after its connection was lost."""
     keys = Keys()
     info = await played_worker(bus_client, keys)
+    before = await published(bus_client)
     command = await Command.start(stack, "drain", info.id)
-    assert info.id.encode() in await command.stdout.readline()
+
+    async def told_in_vain() -> bool:
+        return await published(bus_client) > before
+
+    await wait_until(told_in_vain, description="it is told for the first time")
     async with subscribed(bus_client, keys.control(info.id)) as orders:
         assert decode_control(await asyncio.wait_for(anext(orders), 20)) == Drain()
     await bus_client.delete(keys.worker("echo", info.id))
