@@ -71,7 +71,7 @@ class Story:
         last = self._milestones[-1]
         said = [f"{_s(self._waited())} waiting", count(self._attempts(), "attempt")]
         if pauses := self._pauses():
-            said.append(f"longest wait for the next worker {_s(max(pauses))}")
+            said.append(f"longest pause {_s(max(pauses))}")
         return f"{last.event} after {_s(self._age(last.at))}: {', '.join(said)}"
 
     def _running(self, around: Surroundings) -> str:
@@ -94,23 +94,29 @@ class Story:
     def _attempts(self) -> int:
         return 1 + max((int(one.details.get("attempt", 0)) for one in self._milestones), default=0)
 
-    def _waits(self, since: Callable[[Milestone], bool]) -> list[int]:
-        """From such milestones to the next claim, or to the end."""
-        waits, start = [], None
-        for one in self._milestones:
-            if one.event == "claimed" or one.event in ENDS:
-                if start is not None:
-                    waits.append(max(0, one.at - start))
-                start = None
-            elif since(one) and start is None:
-                start = one.at
-        return waits
-
     def _waited(self) -> int:
-        return sum(self._waits(lambda one: one.event in ("accepted", "queued", "reissued")))
+        """For a claim, or for the end if none came."""
+        return sum(self._spans(lambda one: one.at if one.event in ("accepted", "reissued") else None, "claimed"))
 
     def _pauses(self) -> list[int]:
-        return self._waits(lambda one: one.event == "reissued")
+        """From the last sign of a lost attempt to the first of the next one."""
+
+        def fell_silent(one: Milestone) -> int | None:
+            return one.at - int(one.details.get("silent_ms", 0)) if one.event == "reissued" else None
+
+        return self._spans(fell_silent, "resumed", "first_token")
+
+    def _spans(self, start_of: Callable[[Milestone], int | None], *ends: str) -> list[int]:
+        """In ms, from each start to the next of these events, or to the job's end."""
+        spans: list[int] = []
+        start: int | None = None
+        for one in self._milestones:
+            if start is None:
+                start = start_of(one)
+            elif one.event in (*ends, *ENDS):
+                spans.append(max(0, one.at - start))
+                start = None
+        return spans
 
 
 def in_words(one: Milestone) -> str:
@@ -123,6 +129,8 @@ def in_words(one: Milestone) -> str:
             return f"claimed by {details.get('worker')} (attempt {int(details.get('attempt', 0)) + 1})"
         case "first_token":
             return "first token"
+        case "resumed":
+            return "goes on"
         case "reissued":
             return f"given to another worker: {_reissue(details)}"
         case "finished":

@@ -12,7 +12,7 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, Job, Trace, encode
-from shared.queue import PAYLOAD_SLACK_MS, Entry, settle
+from shared.queue import PAYLOAD_SLACK_MS, Entry, script, settle
 
 log = get_logger(__name__)
 
@@ -34,6 +34,8 @@ class Errands:
         self._keys = keys
         self._pending: deque[Errand] = deque(maxlen=self.MOST)
         self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._bury = script("bury")
 
     def settle(self, entry: Entry) -> None:
         self._add(lambda pipe: settle(pipe, entry))
@@ -48,8 +50,8 @@ class Errands:
 
     def bury(self, job: Job, reason: str, workers: Sequence[str]) -> None:
         """Into the model's dead letters, for people to look at."""
-        row = {"job": encode(job), "reason": reason, "workers": ",".join(workers)}
-        self._add(lambda pipe: pipe.xadd(self._keys.dead(job.model), row, maxlen=self.DEAD_LETTERS, approximate=True))
+        row = [encode(job), reason, ",".join(workers), self.DEAD_LETTERS]
+        self._add(lambda pipe: pipe.eval(self._bury, 1, self._keys.dead(job.model), *row))
 
     def forget_payload(self, request: str) -> None:
         self._add(lambda pipe: pipe.unlink(self._keys.payload(request)))
@@ -84,14 +86,18 @@ class Errands:
                 self._wake.set()
 
     async def flush(self) -> None:
-        while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self.BATCH))]
-            try:
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for errand in batch:
-                        errand(pipe)
-                    # One refused errand (a group that is gone) must not keep the others from being sent.
-                    await pipe.execute(raise_on_error=False)
-            except BaseException:
-                self._pending.extendleft(reversed(batch))
-                raise
+        """Returns when all that was pending is sent."""
+        async with self._sending:
+            while self._pending:
+                await self._send([self._pending.popleft() for _ in range(min(len(self._pending), self.BATCH))])
+
+    async def _send(self, batch: list[Errand]) -> None:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for errand in batch:
+                    errand(pipe)
+                # One refused errand (a group that is gone) must not keep the others from being sent.
+                await pipe.execute(raise_on_error=False)
+        except BaseException:
+            self._pending.extendleft(reversed(batch))
+            raise

@@ -282,6 +282,8 @@ class Hub:
         if inflight.first_token_at is None:
             inflight.first_token_at = time.monotonic()
             inflight.mark("first_token")
+        elif inflight.next_seq == 1:
+            inflight.mark("resumed")
         inflight.token_ids += event.token_ids
         inflight.chars += len(event.text)
         inflight.mailbox.add(inflight.index, event.text, event.embeddings)
@@ -314,9 +316,10 @@ class Hub:
 
     # -- re-issue -------------------------------------------------------------------------------------------------
 
-    def reissue(self, inflight: InFlight, reason: str, *, crashed: bool) -> None:
+    def reissue(self, inflight: InFlight, reason: str, *, crashed: bool, worker: str = "") -> None:
         """Give the job to another worker, to go on from the tokens that are here; or give it up: after its third
-        crash (the last of which it had alone), or when its engine cannot go on from tokens."""
+        crash (the last of which it had alone), or when its engine cannot go on from tokens. `worker`: who had it,
+        where no event has told that yet."""
         if inflight.closed:
             return
         job = inflight.job
@@ -325,14 +328,21 @@ class Hub:
             self.fail(inflight, WorkerLost("The worker was lost and its engine cannot continue a reply."))
             return
         if crashed:
-            inflight.lost_workers.append(inflight.worker or inflight.holder)
+            inflight.lost_workers.append(worker or inflight.holder)
         if crashed and job.crashes >= SUSPECT_AFTER_CRASHES:
             self._bury(inflight, reason)
             return
         self._metrics.redelivered.labels(job.model, reason).inc()
+        silent_ms = int((time.monotonic() - inflight.last_at) * 1000)
         self._next_attempt(inflight, crashed)
-        made = len(inflight.token_ids)
-        inflight.mark("reissued", why=reason, attempt=inflight.job.attempt, crashes=inflight.job.crashes, tokens=made)
+        inflight.mark(
+            "reissued",
+            why=reason,
+            attempt=inflight.job.attempt,
+            crashes=inflight.job.crashes,
+            tokens=len(inflight.token_ids),
+            silent_ms=silent_ms,
+        )
 
     def _bury(self, inflight: InFlight, reason: str) -> None:
         job = inflight.job

@@ -144,7 +144,7 @@ class Watch:
             if unannounced and inflight.entry and Entry(*inflight.entry[:2]) in delivered:
                 # A suspect is announced before it starts: this one only waited there.
                 crashed = inflight.job.crashes < SUSPECT_AFTER_CRASHES and self._blames()
-                self._hub.reissue(inflight, "worker_lost", crashed=crashed)
+                self._hub.reissue(inflight, "worker_lost", crashed=crashed, worker=worker)
 
     async def _reissue_missing(self, inflights: Iterable[InFlight]) -> None:
         """An entry that is gone without an end: its end was lost, or Redis came back without it. Seen at two looks, so

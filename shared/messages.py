@@ -182,7 +182,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Milestone(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that happened to a job, `at` ms since the epoch by its gateway's clock. Events and their details:
 
-    accepted · queued · claimed {worker, attempt} · first_token · reissued {why, attempt, crashes, tokens} ·
+    accepted · queued · claimed {worker, attempt} · first_token ·
+    reissued {why, attempt, crashes, tokens, silent_ms} · resumed ·
     finished {reason, tokens} · failed {code} · cancelled
     """
 

@@ -66,7 +66,7 @@ class Worker:
                 log.warning("the bus was lost at registration: %s", error)
                 await self._unless_stopped(wait_for_redis(self._redis, self._redis_url))
                 continue
-            if left is Leaving.DRAIN:
+            if left is Leaving.DRAIN or self._session.asked_to_drain:
                 return
             log.warning("the lease was lost; coming back under a new id once the engine moves")
             await self._until_engine_is_idle()

@@ -67,6 +67,7 @@ class Session:
         self._held: dict[Entry, RunningJob] = {}  # what is not settled yet
         self._suspects: deque[RunningJob] = deque()  # wait until nothing else runs
         self._leaving: Leaving | None = None
+        self.asked_to_drain = False
         self._changed = asyncio.Event()  # a slot came free, or the session is to end
         self._beat_at = time.monotonic()
         self._started = time.time()
@@ -106,6 +107,8 @@ class Session:
         """Ask the session to end. A lost lease outranks a drain; whoever asks twice will not wait for streams."""
         if self._leaving is not None:
             self._drain_timeout = 0
+        if reason is Leaving.DRAIN:
+            self.asked_to_drain = True
         if self._leaving is not Leaving.LEASE_LOST:
             self._leaving = reason
         self._changed.set()

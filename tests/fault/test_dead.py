@@ -62,7 +62,7 @@ async def test_what_three_workers_died_on_is_listed_shown_and_run_again(stack: S
     assert (row["model"], row["kind"], row["crashes"], row["reason"]) == ("echo", "chat", 3, "worker_lost")
     assert abs(row["buried_at"] - time.time()) < 60
     died = " ".join(process.said() for process in dying)
-    assert row["workers"]
+    assert len(row["workers"]) == 3
     assert all(f"worker {id} serves" in died for id in row["workers"])
     listed = (await tokenbus(stack, "dead")).out
     assert all(word in listed for word in (row["id"], row["entry"], "3 crashes", "[bold] arsenic", *row["workers"]))

@@ -95,7 +95,16 @@ async def test_a_reply_that_was_continued_shows_both_attempts_in_order(stack: St
     assert (await running).text() == cycle("a b c", 150)
     (two,) = await workers(stack)
     (trace,) = (await tokenbus(stack, "explain", job, "--json")).json
-    assert events(trace) == ["accepted", "queued", "claimed", "first_token", "reissued", "claimed", "finished"]
+    assert events(trace) == [
+        "accepted",
+        "queued",
+        "claimed",
+        "first_token",
+        "reissued",
+        "claimed",
+        "resumed",
+        "finished",
+    ]
     times = [row["at"] for row in trace["milestones"]]
     assert times == sorted(times)
     said = await explained(stack, job)
@@ -108,7 +117,7 @@ async def test_a_reply_that_was_continued_shows_both_attempts_in_order(stack: St
     )]  # fmt: skip
     assert order == sorted(order)
     assert " so far, 1 crash" in said
-    assert re.search(r"^finished after .*, 2 attempts, longest wait for the next worker ", said, re.MULTILINE)
+    assert re.search(r"^finished after .*, 2 attempts, longest pause ", said, re.MULTILINE)
 
 
 async def test_one_that_runs_names_its_worker_and_whether_it_lives(stack: Stack, bus: redis.Redis) -> None:

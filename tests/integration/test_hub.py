@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -348,6 +349,16 @@ async def test_errands_may_be_sent_by_two_at_once(bus: Bus) -> None:
     assert await bus.client.exists(*(bus.keys.cancelled(f"r-{i}") for i in range(3))) == 3
 
 
+async def test_a_job_is_buried_once_however_often_it_is_said(bus: Bus) -> None:
+    """An errand whose answer was lost is sent again."""
+    errands, jobs = Errands(bus.client, bus.keys), [make_job(f"r-{number}") for number in range(3)]
+    for _ in range(2):
+        for job in jobs:
+            errands.bury(job, "worker_lost", ["w1"])
+        await errands.flush()
+    assert await bus.client.xlen(bus.keys.dead("echo")) == 3
+
+
 def test_under_load_the_traces_of_plain_successes_age_sooner() -> None:
     budget = TraceBudget()
     ages = [budget.ttl_ms() for _ in range(1000)]
@@ -450,7 +461,7 @@ async def test_the_trace_of_a_job_tells_its_story(bus: Bus) -> None:
         {},
         {},
         {"worker": "w1", "attempt": 0},
-        {"why": "stall", "attempt": 1, "crashes": 1, "tokens": 0},
+        {"why": "stall", "attempt": 1, "crashes": 1, "tokens": 0, "silent_ms": ANY},
         {"worker": "w2", "attempt": 1},
         {},
         {"reason": "stop", "tokens": 1},

@@ -20,8 +20,9 @@ def around(*alive: str, served: bool = True) -> Surroundings:
 ACCEPTED = (20_000, "accepted", {})
 QUEUED = (19_990, "queued", {})
 CLAIMED = (19_800, "claimed", {"worker": "w1", "attempt": 0})
-REISSUED = (15_000, "reissued", {"why": "worker_lost", "attempt": 1, "crashes": 1, "tokens": 7})
+REISSUED = (15_000, "reissued", {"why": "worker_lost", "attempt": 1, "crashes": 1, "tokens": 7, "silent_ms": 2_000})
 AGAIN = (14_500, "claimed", {"worker": "w2", "attempt": 1})
+RESUMED = (14_300, "resumed", {})
 FINISHED = (10_000, "finished", {"reason": "stop", "tokens": 9})
 GONE = "its gateway is gone; nobody waits for it"
 
@@ -31,9 +32,9 @@ GONE = "its gateway is gone; nobody waits for it"
     [
         ((ACCEPTED, QUEUED, CLAIMED, FINISHED), around(), "finished after 10.0 s: 0.2 s waiting, 1 attempt"),
         (
-            (ACCEPTED, QUEUED, CLAIMED, REISSUED, AGAIN, FINISHED),
+            (ACCEPTED, QUEUED, CLAIMED, REISSUED, AGAIN, RESUMED, FINISHED),
             around(),
-            "finished after 10.0 s: 0.7 s waiting, 2 attempts, longest wait for the next worker 0.5 s",
+            "finished after 10.0 s: 0.7 s waiting, 2 attempts, longest pause 2.7 s",
         ),
         ((ACCEPTED, (0, "failed", {"code": "x"})), around(), "failed after 20.0 s: 20.0 s waiting, 1 attempt"),
         ((ACCEPTED, QUEUED, CLAIMED), around("gw", "w1"), "running on w1 for 19.8 s"),
