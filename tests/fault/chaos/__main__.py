@@ -19,10 +19,12 @@ def read_options() -> tuple[Options, Path | None]:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=None, help="default: a random one, which is printed")
     parser.add_argument("--concurrency", type=int, default=64, help="clients at a time")
+    parser.add_argument("--only", default="", help="kinds of faults, as in the table: 'kill worker,kill redis'")
     parser.add_argument("--keep", type=Path, default=None, help="an empty folder for logs and data; default: none stay")
     given = parser.parse_args()
     seed = secrets.randbelow(10**6) if given.seed is None else given.seed
-    return Options(requests=given.requests, seed=seed, concurrency=given.concurrency), given.keep
+    only = tuple(kind.strip() for kind in given.only.split(",") if kind.strip())
+    return Options(requests=given.requests, seed=seed, concurrency=given.concurrency, only=only), given.keep
 
 
 async def until_told(options: Options, folder: Path) -> Report:

@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from shared.keys import GROUP, Keys
 from shared.messages import Job, decode_job
 from shared.queue import SUSPECT_AFTER_CRASHES
 from tests.conftest import wait_until
+from tests.fault.chaos.ledger import Ledger
 from tests.fault.chaos.mix import MODEL
 from tests.fault.chaos.stack import Cluster, Member, Worker
 
@@ -27,20 +28,27 @@ class Fault:
 
     kind: str
     at: float
-    until: float = 0.0
     jobs: set[str] = field(default_factory=set)
 
 
 Inject = Callable[[Fault], Awaitable[None]]
 
 
+def _name(inject: Inject) -> str:
+    """`kill_worker` is called "kill worker"."""
+    return str(getattr(inject, "__name__", inject)).replace("_", " ")
+
+
 class Faults:
-    def __init__(self, cluster: Cluster, seed: int, pause: tuple[float, float] = (1.0, 4.0)) -> None:
+    def __init__(
+        self, cluster: Cluster, ledger: Ledger, seed: int, pause: tuple[float, float], only: Collection[str] = ()
+    ) -> None:
         self._cluster = cluster
+        self._ledger = ledger
         self._draw = random.Random(f"{seed} faults")
         self._pause = pause
         self.done: list[Fault] = []
-        self._weights: dict[Inject, float] = {
+        weights: dict[Inject, float] = {
             self.kill_worker: 4,
             self.drain_worker: 2,
             self.pause_worker: 1,
@@ -53,6 +61,7 @@ class Faults:
             self.cut_subscribers: 2,
             self.cut_connections: 2,
         }
+        self._weights = {inject: weight for inject, weight in weights.items() if not only or _name(inject) in only}
         self.once_each = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -60,9 +69,12 @@ class Faults:
         for number, inject in enumerate(self._schedule()):
             if await _within(stop.wait(), self._draw.uniform(*self._pause)):
                 return
-            fault = Fault(inject.__name__.replace("_", " "), time.monotonic())
-            await inject(fault)
-            fault.until = time.monotonic()
+            fault = Fault(_name(inject), time.monotonic())
+            try:
+                await inject(fault)
+            except AssertionError as error:
+                self._ledger.violate("not back in time", f"{fault.kind}: {error}")
+            self._ledger.note(f"fault: {fault.kind}, began {time.monotonic() - fault.at:.1f} s ago")
             self.done.append(fault)
             self.once_each = number + 1 >= len(self._weights)
 
@@ -101,7 +113,8 @@ class Faults:
             found = [worker for worker in self._cluster.workers if worker.worker_id]
             return found if len(found) > 1 else []
 
-        return self._draw.choice(await wait_until(ready, description="two workers serve", timeout=60))
+        found: list[Worker] = await wait_until(ready, description="two workers serve", timeout=60)
+        return self._draw.choice(found)
 
     async def _innocent_worker(self) -> Worker:
         """One without a suspect. A job that was in two crashes runs alone, and a third buries it: the rule cannot tell
@@ -112,7 +125,8 @@ class Faults:
             suspects = [job for job in await self._held(worker) if job.crashes >= SUSPECT_AFTER_CRASHES]
             return None if suspects else worker
 
-        return await wait_until(innocent, description="a worker without a suspect", timeout=60, every=0.1)
+        found: Worker = await wait_until(innocent, description="a worker without a suspect", timeout=60, every=0.1)
+        return found
 
     async def _held(self, worker: Worker) -> list[Job]:
         """The jobs that were delivered to the worker and are not settled."""

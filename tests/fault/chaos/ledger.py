@@ -1,7 +1,9 @@
 """What a run counts, and the violations by which it fails."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 # Each of these must not happen at all.
 VIOLATIONS = (
@@ -15,11 +17,15 @@ VIOLATIONS = (
     "leaked slot",
     "memory",
     "ended by itself",
+    "not back in time",
 )
 
 
 @dataclass(slots=True)
 class Ledger:
+    """`journal` is a file with the time of each fault, exit and violation, to lay beside the logs of the processes."""
+
+    journal: Path
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)  # one line each
 
@@ -30,3 +36,8 @@ class Ledger:
         assert kind in VIOLATIONS
         self.counts[kind] += times
         self.violations.append(f"{kind}: {line}")
+        self.note(self.violations[-1])
+
+    def note(self, line: str) -> None:
+        with self.journal.open("a") as journal:
+            journal.write(f"{time.strftime('%H:%M:%S')} {line}\n")

@@ -10,6 +10,7 @@ from rich.table import Table
 from tests.fault.chaos.faults import Fault
 from tests.fault.chaos.ledger import VIOLATIONS, Ledger
 from tests.fault.chaos.recovery import percentile
+from tests.fault.chaos.stack import POISONED
 from tests.fault.chaos.verdict import Verdict
 
 OUTCOMES = (
@@ -22,6 +23,7 @@ OUTCOMES = (
     Verdict.BURIED.value,
 )
 SHOWN_VIOLATIONS = 60
+POISONED_EXIT = f"worker {POISONED}"
 
 
 @dataclass(slots=True)
@@ -71,6 +73,8 @@ class Report:
             table.add_row(f"memory of the largest {name}", f"{value:.0f} MB")
         for name, count in sorted(self.exits.items()):
             table.add_row(f"exits: {name}", str(count))
+        if buried := counts[Verdict.BURIED.value]:
+            table.add_row("workers lost to each poison request", f"{self.exits.get(POISONED_EXIT, 0) / buried:.1f}")
         return table
 
 

@@ -139,7 +139,9 @@ class Cluster:
             await asyncio.sleep(self.LOOK_S)
 
     def _note_end(self, member: Member) -> None:
-        self.exits[f"{member.module} {member.process.popen.returncode}"] += 1
+        exit = f"{member.module} {member.process.popen.returncode}"
+        self.exits[exit] += 1
+        self._ledger.note(f"exit: {exit}, {member.process.log.name}")
         if member.ended_by_itself:
             last = (member.process.said().splitlines() or [""])[-1]
             code = member.process.popen.returncode
