@@ -75,13 +75,12 @@ class Judge:
             if request.text.startswith(text) and index < request.choices:
                 continue
             came = text.split()
-            twice = Counter(came) - Counter(request.tokens[: len(came)])
-            own = [token for token in twice if token in request.tokens]
-            kind = "duplicated token" if own else "wrong text"
+            surplus = Counter(came) - Counter(request.tokens)
+            twice = sum(times for token, times in surplus.items() if token in request.tokens)
             where = next((i for i, token in enumerate(came) if token not in request.tokens[i : i + 1]), len(came))
             wanted, got = request.tokens[where : where + 4], came[where : where + 4]
-            times = sum(twice[token] for token in own) or 1
-            self._violate(kind, attempt, f"choice {index}, token {where}: {wanted}, came {got}", times)
+            kind = "duplicated token" if twice else "wrong text"
+            self._violate(kind, attempt, f"choice {index}, token {where}: {wanted}, came {got}", twice or 1)
 
     def _check_end(self, attempt: Attempt) -> None:
         request = attempt.request
