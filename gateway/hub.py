@@ -275,6 +275,7 @@ class Hub:
 
     def _claimed(self, inflight: InFlight, entry: Entry) -> None:
         inflight.entry, inflight.replaced = entry, False
+        inflight.claimed_at = time.monotonic()
         self._metrics.queue_time.labels(inflight.job.model).observe(time.monotonic() - inflight.accepted_at)
         inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
 
@@ -365,6 +366,7 @@ class Hub:
             job_class=CLASSES[0],
             resume=Resume(list(inflight.token_ids), inflight.chars) if inflight.token_ids else None,
         )
-        inflight.worker, inflight.next_seq, inflight.entry_missing, inflight.replaced = None, 0, False, True
+        inflight.worker, inflight.claimed_at = None, None
+        inflight.next_seq, inflight.entry_missing, inflight.replaced = 0, False, True
         inflight.last_at = time.monotonic()
         self._to_reissue.put_nowait((inflight, inflight.job.attempt))

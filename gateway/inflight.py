@@ -98,6 +98,7 @@ class InFlight:
     entry: Entry | None = None  # None until Redis has answered the first enqueue
     replaced: bool = False  # `entry` is that of the last attempt: the re-issue is still on its way
     worker: str | None = None  # the first claimer of the current attempt
+    claimed_at: float | None = None  # by that worker
     next_seq: int = 0
     token_ids: list[int] = field(default_factory=list)
     chars: int = 0
@@ -114,6 +115,11 @@ class InFlight:
     def holder(self) -> str:
         """The worker that has the job, or whose inbox it lies in; else ''."""
         return self.worker or (self.entry.addressed_to if self.entry and not self.replaced else "")
+
+    @property
+    def awaits_claim(self) -> bool:
+        """Nobody has said that it has the current attempt, which is in its stream."""
+        return not self.closed and self.worker is None and not self.replaced
 
     @property
     def is_plain(self) -> bool:

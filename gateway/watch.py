@@ -26,7 +26,7 @@ class Watch:
     QUEUED_SILENT_S = 5.0  # likewise for one that waits
     LOOKUPS = 500  # entries at most in one tick
     LOOK_GAP_S = 1.5  # more between two looks means that Redis was away
-    AMNESTY_S = 10.0  # after that a lost worker is no crash: it may only have lost its lease
+    AMNESTY_S = 1.0  # who claimed before, or within this of its return, may only have lost a lease: that is no crash
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Watch:
         self._no_worker_timeout = no_worker_timeout
         self._queue = JobQueue(redis, keys)
         self._looked_at = time.monotonic()
-        self._judge_after = self._blame_after = 0.0
+        self._judge_after = self._blame_after = float("-inf")
         self._alone_since: dict[str, float] = {}  # model -> since when nobody serves it
         self._heard_at: dict[Holder, float] = {}  # when workers were last seen to listen
         self._subscriptions = 0  # of the hub, at the last look
@@ -90,16 +90,16 @@ class Watch:
             await self._take_leases(deaf)
         lost = without_lease | deaf
         for inflight in inflights:
-            if (inflight.job.model, inflight.holder) in lost:
-                self._hub.reissue(inflight, "worker_lost", crashed=inflight.worker is not None and self._blames())
-        for model, worker in lost & silent:
+            if inflight.worker and (inflight.job.model, inflight.worker) in lost:
+                self._hub.reissue(inflight, "worker_lost", crashed=self._blames(inflight))
+        for model, worker in lost & (held | silent):
             await self._reissue_unannounced(inflights, model, worker)
         for model, _ in lost & held:
             self._metrics.lease_expired.labels(model).inc()
         await self._reissue_missing(inflights)
 
-    def _blames(self) -> bool:
-        return time.monotonic() >= self._blame_after
+    def _blames(self, inflight: InFlight) -> bool:
+        return (inflight.claimed_at or inflight.last_at) > self._blame_after
 
     async def _look_at(self, holders: set[Holder]) -> tuple[set[Holder], set[Holder]]:
         """Those without a lease, and those who do not listen any more. Asking for the key itself expires it; keyspace
@@ -138,13 +138,18 @@ class Watch:
             await pipe.execute()
 
     async def _reissue_unannounced(self, inflights: list[InFlight], model: str, worker: str) -> None:
-        delivered = await self._queue.pending_of(model, worker)
-        for inflight in inflights:
-            unannounced = inflight.worker is None and not inflight.replaced  # else one crash would count twice
-            if unannounced and inflight.entry and Entry(*inflight.entry[:2]) in delivered:
+        """What a dead worker had claimed without a word of it coming through, and what lay in its inbox."""
+        waiting = [inflight for inflight in inflights if inflight.job.model == model and inflight.awaits_claim]
+        delivered = await self._queue.pending_of(model, worker) if waiting else set()
+        for inflight in waiting:
+            if not inflight.awaits_claim or inflight.entry is None:
+                continue
+            if Entry(*inflight.entry[:2]) in delivered:
                 # A suspect is announced before it starts: this one only waited there.
-                crashed = inflight.job.crashes < SUSPECT_AFTER_CRASHES and self._blames()
+                crashed = inflight.job.crashes < SUSPECT_AFTER_CRASHES and self._blames(inflight)
                 self._hub.reissue(inflight, "worker_lost", crashed=crashed, worker=worker)
+            elif inflight.entry.addressed_to == worker:
+                self._hub.reissue(inflight, "worker_lost", crashed=False)
 
     async def _reissue_missing(self, inflights: Iterable[InFlight]) -> None:
         """An entry that is gone without an end: its end was lost, or Redis came back without it. Seen at two looks, so

@@ -51,6 +51,7 @@ class JobQueue:
         self._claim = redis.register_script(script("claim"))
         self._reissue = redis.register_script(script("reissue"))
         self._forget = redis.register_script(script("forget"))
+        self._groups = redis.register_script(script("groups"))
 
     # -- gateway ------------------------------------------------------------------------------------------------
 
@@ -95,12 +96,17 @@ class JobQueue:
         return {row["name"].decode(errors="replace") for summary in summaries for row in summary["consumers"]}
 
     async def pending_of(self, model: str, worker: str) -> set[Entry]:
-        """What was delivered to one worker from the model's streams and is not settled."""
-        found: set[Entry] = set()
-        for stream in self._keys.job_streams(model):
-            rows = await self._redis.xpending_range(stream, GROUP, "-", "+", 1000, consumername=worker)
-            found |= {Entry(stream, row["message_id"].decode()) for row in rows}
-        return found
+        """What was delivered to one worker and is not settled."""
+        streams = self.streams_of(model, worker)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for stream in streams:
+                pipe.xpending_range(stream, GROUP, "-", "+", 1000, consumername=worker)
+            replies = await pipe.execute(raise_on_error=False)  # a missing group answers with an error
+        return {
+            Entry(stream, row["message_id"].decode())
+            for stream, rows in zip(streams, replies, strict=True)
+            for row in (rows if isinstance(rows, list) else ())
+        }
 
     async def missing(self, entries: Sequence[Entry]) -> set[Entry]:
         """Those of the entries that are in no stream any more."""
@@ -117,13 +123,14 @@ class JobQueue:
         return [self._keys.inbox(model, worker), *self._keys.job_streams(model)]
 
     async def create_groups(self, model: str, worker: str) -> None:
-        """From entry 0 on: a job may have been queued before anybody was there to read it."""
-        for stream in self.streams_of(model, worker):
-            try:
-                await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+        """Of the streams of a worker that is about to register."""
+        await self._groups(keys=self.streams_of(model, worker), args=[GROUP, ""])
+
+    async def _restore_groups(self, model: str, worker: str) -> None:
+        """A Redis without persistence came back empty. Without a lease it is the worker that is gone from it: what it
+        made now nobody would clean up."""
+        if await self._groups(keys=self.streams_of(model, worker), args=[GROUP, self._keys.worker(model, worker)]):
+            log.warning("the consumer groups of %s were gone", model)
 
     async def claim(self, model: str, worker: str, free: int, block_ms: int) -> list[Claim]:
         """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`.
@@ -140,9 +147,7 @@ class JobQueue:
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            # A Redis without persistence came back empty.
-            log.warning("the consumer groups of %s are gone; creating them", model)
-            await self.create_groups(model, worker)
+            await self._restore_groups(model, worker)
             return []
         return await self._claims(rows)
 

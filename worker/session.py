@@ -186,7 +186,8 @@ class Session:
         has_lease, void = await self._look_up(new)
         self._held |= {running.entry: running for running in new}
         if not has_lease:
-            # What a worker without a lease claims is taken for lost with it.
+            # What a worker without a lease claims is taken for lost with it. The lease thread would tell only later.
+            self.leave(Leaving.LEASE_LOST)
             self._release(new)
             await self._outbox.flushed()
             return

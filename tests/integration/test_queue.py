@@ -110,10 +110,21 @@ async def test_a_waiting_worker_gets_the_next_job_at_once(client: Any, keys: Key
 
 async def test_groups_that_are_gone_are_created_again(client: Any, keys: Keys, queue: JobQueue) -> None:
     await live_worker(client, keys, queue, "w1")
+    lease = await client.get(keys.worker("echo", "w1"))
     await client.flushall()
     await queue.enqueue(jobs(1), 10, "pull")
+    await client.set(keys.worker("echo", "w1"), lease, px=60_000)
     assert await queue.claim("echo", "w1", free=1, block_ms=10) == []
     assert len(await queue.claim("echo", "w1", free=1, block_ms=10)) == 1
+
+
+async def test_a_worker_that_lost_its_lease_makes_no_streams(client: Any, keys: Keys, queue: JobQueue) -> None:
+    """The janitor has taken its inbox away, and would never learn of another one."""
+    await live_worker(client, keys, queue, "w1")
+    await client.flushall()
+    for _ in range(2):
+        assert await queue.claim("echo", "w1", free=1, block_ms=10) == []
+    assert await client.keys("*") == []
 
 
 async def test_what_a_lost_reply_delivered_is_found_again(client: Any, keys: Keys, queue: JobQueue) -> None:
