@@ -1,6 +1,7 @@
 """The FastAPI application: routes, errors in OpenAI's shape, and the tasks that live as long as it does."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -13,8 +14,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from gateway.generate import Answer, Asked, Generator
-from gateway.hub import Hub
+from gateway.asked import Asked
+from gateway.generate import Answer, Generator
+from gateway.hub import OVERDUE, Hub
 from gateway.metrics import Metrics
 from gateway.middleware import ApiKeys, BodyLimit, RequestId
 from gateway.responses import EmbeddingResponse, StreamResponse, TextResponse, error_response, json_response
@@ -26,6 +28,7 @@ from shared import __version__
 from shared.connection import BUS_ERRORS, Redis, connect, wait_for_redis
 from shared.errors import (
     BusUnavailable,
+    DeadlineExceeded,
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
@@ -67,10 +70,11 @@ class Gateway:
         self._on_fatal = on_fatal
         self.metrics = Metrics()
         self.stopping = False
+        self._request_timeout = request_timeout
         keys, id = Keys(namespace), new_process_id()
         self.hub = Hub(self.redis, keys, id, self.metrics, max_queue, dispatch_method)
         self.directory = Directory(self.redis, keys)
-        self.generator = Generator(self.hub, self.directory, request_timeout, default_max_tokens)
+        self.generator = Generator(self.hub, self.directory, default_max_tokens)
         self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
         self._janitor = Janitor(self.redis, keys, id)
 
@@ -100,6 +104,16 @@ class Gateway:
             error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
             asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
 
+    async def take(
+        self, request: Request, schema: type[Body], submit: Callable[[Body, Asked], Awaitable[Answer]]
+    ) -> tuple[Body, Answer]:
+        """A request from its head to its place in the queue. Its deadline counts from the head: a body that trickles in
+        or a bus that does not answer take from it."""
+        asked: Asked = request.state.asked.within(self._request_timeout)
+        async with ends_by(asked.deadline):
+            body = await read_body(request, schema)
+            return body, await self.accept(submit, body, asked)
+
     async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
         try:
@@ -127,6 +141,19 @@ class Gateway:
             running.cancel()
             await asyncio.wait({running})
             await self.redis.aclose()
+
+
+@asynccontextmanager
+async def ends_by(deadline: float) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded if the block is not left by then."""
+    timeout = asyncio.timeout(deadline - time.monotonic())
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if timeout.expired():
+            raise DeadlineExceeded(OVERDUE) from None
+        raise
 
 
 async def read_body(request: Request, schema: type[Body]) -> Body:
@@ -233,24 +260,21 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
 def _add_generation(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
-        body = await read_body(request, ChatCompletionRequest)
-        answer = await gateway.accept(gateway.generator.chat, body, request.state.asked)
+        body, answer = await gateway.take(request, ChatCompletionRequest, gateway.generator.chat)
         if body.stream:
             return StreamResponse(answer, chat=True, include_usage=body.include_usage)
         return TextResponse(answer, chat=True)
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
-        body = await read_body(request, CompletionRequest)
-        answer = await gateway.accept(gateway.generator.completion, body, request.state.asked)
+        body, answer = await gateway.take(request, CompletionRequest, gateway.generator.completion)
         if body.stream:
             return StreamResponse(answer, chat=False, include_usage=body.include_usage)
         return TextResponse(answer, chat=False)
 
     @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
-        body = await read_body(request, EmbeddingRequest)
-        answer = await gateway.accept(gateway.generator.embedding, body, request.state.asked)
+        body, answer = await gateway.take(request, EmbeddingRequest, gateway.generator.embedding)
         return EmbeddingResponse(answer, body.encoding_format or "float")
 
 

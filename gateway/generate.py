@@ -3,22 +3,14 @@
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gateway.asked import Asked
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
 from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from registry.directory import Directory
 from shared.messages import EMBEDDING_INPUTS_PER_JOB, Job, Kind, SamplingParams, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asks: the id that all names of a request are made from, and its W3C traceparent."""
-
-    hex: str
-    traceparent: str | None = None
 
 
 class Answer:
@@ -65,12 +57,9 @@ class Answer:
 class Generator:
     """Makes answers: resolves the name, draws a seed, cuts the request into jobs and enqueues them."""
 
-    def __init__(
-        self, hub: Hub, directory: Directory, request_timeout: float, default_max_tokens: int | None = None
-    ) -> None:
+    def __init__(self, hub: Hub, directory: Directory, default_max_tokens: int | None = None) -> None:
         self._hub = hub
         self._directory = directory
-        self._request_timeout = request_timeout
         self._default_max_tokens = default_max_tokens
 
     async def chat(self, body: ChatCompletionRequest, asked: Asked) -> Answer:
@@ -101,7 +90,7 @@ class Generator:
         n: int,
     ) -> Answer:
         record = await self._directory.resolve(name)
-        deadline = int((time.time() + self._request_timeout) * 1000)
+        deadline = int((time.time() + asked.deadline - time.monotonic()) * 1000)
         jobs = [
             Job(
                 id=f"{id}-{index * n + choice}",

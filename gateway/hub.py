@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from gateway.errands import Errands
-from gateway.inflight import Aside, InFlight, Mailbox
+from gateway.inflight import InFlight, Mailbox, Siblings
 from gateway.metrics import DrainRate, Metrics, TraceBudget
 from shared.connection import BUS_ERRORS, Redis, subscribed
-from shared.errors import QueueFull, ShuttingDown, TokenbusError, WorkerLost
+from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
@@ -23,6 +23,7 @@ from shared.queue import LEASE_MS, LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, Dispatc
 
 log = get_logger(__name__)
 
+OVERDUE = "The request took longer than its deadline allows."
 ALWAYS_TRACED = frozenset({"reissued"})  # however many others there are
 
 
@@ -118,8 +119,10 @@ class Hub:
         """Enqueue all jobs of one request. The mailbox listens before the first job can be claimed.
         Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
         jobs, payloads = set_aside(jobs)
-        aside = Aside(jobs[0].request, payloads, len(jobs)) if payloads is not None else None
-        opened = [InFlight(job, index, mailbox, aside) for index, job in enumerate(jobs)]
+        siblings = Siblings(jobs[0].request, len(jobs), payloads)
+        opened = [InFlight(job, index, mailbox, siblings) for index, job in enumerate(jobs)]
+        left = jobs[0].deadline / 1000 - time.time()
+        siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, opened)
         for inflight in opened:
             inflight.traced = self._trace_budget.take()
             inflight.mark("queued", gateway=self.id)
@@ -130,18 +133,21 @@ class Hub:
         except QueueFull as error:
             for inflight in opened:  # nothing of them is in Redis
                 inflight.trace.clear()
-                self._close(inflight)
+                if not inflight.closed:  # overdue meanwhile
+                    self._close(inflight)
             error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
             raise
         except BaseException:
             self.cancel(job.id for job in jobs)  # whether they were appended is not known
+            if payloads is not None:  # written perhaps only after the deadline has taken it away
+                self._errands.forget_payload(siblings.request)
             raise
         for inflight, entry in zip(opened, entries, strict=True):
             self._placed(inflight, entry)
 
     async def _put_aside(self, inflight: InFlight) -> None:
-        if aside := inflight.aside:
-            await self._queue.put_aside(aside.request, aside.payloads, inflight.job.deadline)
+        if (payloads := inflight.siblings.payloads) is not None:
+            await self._queue.put_aside(inflight.siblings.request, payloads, inflight.job.deadline)
 
     def _placed(self, inflight: InFlight, entry: Entry) -> None:
         if inflight.closed:
@@ -169,6 +175,10 @@ class Hub:
         self._close(inflight)
         inflight.mailbox.fail(error)
 
+    def _overdue(self, jobs: Sequence[InFlight]) -> None:
+        for inflight in jobs:
+            self.fail(inflight, DeadlineExceeded(OVERDUE))
+
     def fail_all(self, error: TokenbusError) -> None:
         for inflight in self:
             self.fail(inflight, error)
@@ -185,11 +195,17 @@ class Hub:
         self._jobs.pop(inflight.job.id, None)
         if inflight.entry is not None:
             self._errands.settle(inflight.entry)
-        if aside := inflight.aside:
-            aside.open_jobs -= 1
-            if aside.open_jobs == 0:
-                self._errands.forget_payload(aside.request)
+        siblings = inflight.siblings
+        siblings.open_jobs -= 1
+        if siblings.open_jobs == 0:
+            self._last_closed(siblings)
         self._write_trace(inflight)
+
+    def _last_closed(self, siblings: Siblings) -> None:
+        if siblings.overdue is not None:
+            siblings.overdue.cancel()
+        if siblings.payloads is not None:
+            self._errands.forget_payload(siblings.request)
 
     def _write_trace(self, inflight: InFlight) -> None:
         row, inflight.trace = inflight.trace, {}

@@ -74,12 +74,13 @@ class Mailbox:
 
 
 @dataclass(slots=True)
-class Aside:
-    """The payloads of a request that lie beside its jobs, until the last of them has ended."""
+class Siblings:
+    """What the jobs of one request share, until the last of them has ended."""
 
     request: str
-    payloads: bytes
     open_jobs: int
+    payloads: bytes | None = None  # that lie beside the jobs
+    overdue: asyncio.TimerHandle | None = None  # at the deadline
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class InFlight:
     job: Job
     index: int
     mailbox: Mailbox
-    aside: Aside | None = None
+    siblings: Siblings
     entry: Entry | None = None  # None until Redis has answered the first enqueue
     replaced: bool = False  # `entry` is that of the last attempt: the re-issue is still on its way
     worker: str | None = None  # the first claimer of the current attempt
