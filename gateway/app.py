@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
@@ -112,6 +113,7 @@ class Gateway:
         asked: Asked = request.state.asked.within(self._request_timeout)
         async with ends_by(asked.deadline):
             body = await read_body(request, schema)
+            asked = replace(asked, body=hash(await request.body()))
             return body, await self.accept(submit, body, asked)
 
     async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
@@ -197,7 +199,7 @@ def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[s
                 allow_origins=allowed_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after"],
+                expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
             ),
             Middleware(ApiKeys, keys=api_keys),
             Middleware(BodyLimit, limit=max_body_bytes),

@@ -1,4 +1,4 @@
-"""What a request says besides its body."""
+"""What is known of a request besides what its body says: its id, its deadline, whether it may be a retry."""
 
 import math
 import re
@@ -8,19 +8,26 @@ from dataclasses import dataclass, field, replace
 from shared.errors import InvalidRequest
 
 TIMEOUT_HEADER = "x-request-timeout"
+RETRIES_HEADER = "x-stainless-retry-count"  # of OpenAI's and other libraries
 _NUMBER = re.compile(r"[0-9.eE+-]{1,32}")  # float() takes underscores and "inf" as well
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is known of a request besides its body: the id that all its names are made from, its W3C traceparent, its
-    x-request-timeout as it was sent. Times are time.monotonic()'s; there is no deadline before `within`."""
+    """What is known of a request besides what its body says. Times are time.monotonic()'s."""
 
-    hex: str
-    traceparent: str | None = None
-    timeout: str | None = None
+    hex: str  # the id that all its names are made from
+    traceparent: str | None = None  # W3C's
+    timeout: str | None = None  # x-request-timeout as it was sent
+    first_try: bool = False  # the client's library says that this is no retry
     arrived_at: float = field(default_factory=time.monotonic)
-    deadline: float = math.inf
+    deadline: float = math.inf  # see `within`
+    body: int = 0  # its hash
+
+    @property
+    def known_by(self) -> int | None:
+        """By which a retry is recognised."""
+        return None if self.first_try else self.body
 
     def within(self, longest: float) -> "Asked":
         """With its deadline: the client's own, but `longest` seconds at most. Raises InvalidRequest."""

@@ -108,7 +108,8 @@ class Generator:
             for choice in range(n)
         ]
         answer = Answer(self._hub, id, name, jobs, n)
-        await self._hub.submit(jobs, answer.mailbox)
+        slots = sum(worker.slots for worker in self._directory.snapshot.workers.get(record.model, ()))
+        await self._hub.submit(jobs, answer.mailbox, asked, max(1, slots))
         return answer
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from gateway.admission import Admission
+from gateway.asked import Asked
 from gateway.errands import Errands
 from gateway.inflight import InFlight, Mailbox, Siblings
-from gateway.metrics import DrainRate, Metrics, TraceBudget
+from gateway.metrics import Metrics, TraceBudget
 from shared.connection import BUS_ERRORS, Redis, subscribed
 from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
@@ -37,11 +39,10 @@ class Hub:
         self._redis = redis
         self._keys = keys
         self._metrics = metrics
-        self._max_queue = max_queue
         self._method = method
         self._queue = JobQueue(redis, keys)
         self._errands = Errands(redis, keys)
-        self._drain_rate = DrainRate()
+        self._admission = Admission(max_queue)
         self._trace_budget = TraceBudget()
         self._jobs: dict[str, InFlight] = {}
         self._to_reissue: asyncio.Queue[tuple[InFlight, int]] = asyncio.Queue()
@@ -115,9 +116,9 @@ class Hub:
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
-    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox) -> None:
-        """Enqueue all jobs of one request. The mailbox listens before the first job can be claimed.
-        Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
+    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox, asked: Asked, slots: int) -> None:
+        """Enqueue all jobs of one request, for a model with so many slots. The mailbox listens before the first job can
+        be claimed. Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
         jobs, payloads = set_aside(jobs)
         siblings = Siblings(jobs[0].request, len(jobs), payloads)
         opened = [InFlight(job, index, mailbox, siblings) for index, job in enumerate(jobs)]
@@ -127,15 +128,17 @@ class Hub:
             inflight.traced = self._trace_budget.take()
             inflight.mark("queued", gateway=self.id)
             self._jobs[inflight.job.id] = inflight
+        model = jobs[0].model
+        room, came_back = self._admission.room(model, asked.known_by)
         try:
             await self._put_aside(opened[0])
-            entries = await self._queue.enqueue(jobs, self._max_queue, self._method)
+            entries = await self._queue.enqueue(jobs, room, self._method)
         except QueueFull as error:
             for inflight in opened:  # nothing of them is in Redis
                 inflight.trace.clear()
                 if not inflight.closed:  # overdue meanwhile
                     self._close(inflight)
-            error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
+            error.retry_after = self._admission.refuse(model, asked.body, len(jobs), slots, came_back=came_back)
             raise
         except BaseException:
             self.cancel(job.id for job in jobs)  # whether they were appended is not known
@@ -195,6 +198,8 @@ class Hub:
         self._jobs.pop(inflight.job.id, None)
         if inflight.entry is not None:
             self._errands.settle(inflight.entry)
+        if inflight.claimed_at is not None:
+            self._admission.ended(inflight.job.model, time.monotonic() - inflight.claimed_at)
         siblings = inflight.siblings
         siblings.open_jobs -= 1
         if siblings.open_jobs == 0:
@@ -282,6 +287,7 @@ class Hub:
 
     def _claimed(self, inflight: InFlight, entry: Entry) -> None:
         inflight.entry, inflight.replaced = entry, False
+        inflight.claimed_at = time.monotonic()
         self._metrics.queue_time.labels(inflight.job.model).observe(time.monotonic() - inflight.accepted_at)
         inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
         self._write_trace(inflight)
@@ -302,7 +308,6 @@ class Hub:
 
     def _measure_end(self, inflight: InFlight, event: Finished) -> None:
         metrics, model, now = self._metrics, inflight.job.model, time.monotonic()
-        self._drain_rate.ended(model)
         metrics.success.labels(model, event.reason).inc()
         metrics.e2e_latency.labels(model).observe(now - inflight.accepted_at)
         metrics.generation_tokens.labels(model).inc(event.usage.completion_tokens)
@@ -354,6 +359,7 @@ class Hub:
             job_class=CLASSES[0],
             resume=Resume(list(inflight.token_ids), inflight.chars) if inflight.token_ids else None,
         )
-        inflight.worker, inflight.next_seq, inflight.entry_missing, inflight.replaced = None, 0, False, True
+        inflight.worker, inflight.claimed_at = None, None
+        inflight.next_seq, inflight.entry_missing, inflight.replaced = 0, False, True
         inflight.last_at = time.monotonic()
         self._to_reissue.put_nowait((inflight, inflight.job.attempt))

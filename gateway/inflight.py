@@ -101,6 +101,7 @@ class InFlight:
     entry_missing: bool = False  # seen at the last look, see Watch
     accepted_at: float = field(default_factory=time.monotonic)
     last_at: float = field(default_factory=time.monotonic)  # of the last sign of the current attempt
+    claimed_at: float | None = None  # by its present worker
     first_token_at: float | None = None
     traced: bool = True
     trace: dict[str, str | int] = field(default_factory=dict)  # not yet written rows of the job's trace

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.asked import TIMEOUT_HEADER, Asked
+from gateway.asked import RETRIES_HEADER, TIMEOUT_HEADER, Asked
 from gateway.responses import error_response
 from shared.errors import BodyTooLarge, InvalidApiKey
 
@@ -27,7 +27,12 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked = Asked(secrets.token_hex(16), headers.get("traceparent"), headers.get(TIMEOUT_HEADER))
+        asked = Asked(
+            secrets.token_hex(16),
+            headers.get("traceparent"),
+            headers.get(TIMEOUT_HEADER),
+            first_try=headers.get(RETRIES_HEADER) == "0",
+        )
         own = headers.get("x-request-id", "")
         request_id = own if _REQUEST_ID.fullmatch(own) else f"req-{asked.hex}"
         scope.setdefault("state", {})["asked"] = asked

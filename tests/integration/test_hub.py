@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.asked import Asked
 from gateway.errands import Errands
 from gateway.hub import Hub
 from gateway.inflight import Mailbox
@@ -56,7 +57,7 @@ class Bus:
 
     async def submit(self, *jobs: Job) -> Mailbox:
         mailbox = Mailbox()
-        await self.hub.submit(jobs or [make_job("r-0", max_tokens=9)], mailbox)
+        await self.hub.submit(jobs or [make_job("r-0", max_tokens=9)], mailbox, Asked("r"), slots=4)
         return mailbox
 
     async def claim(self, worker: str) -> Claim:

@@ -1,0 +1,82 @@
+"""Too much of anything is refused at once, with a time to come back that holds; what was accepted goes on."""
+
+import asyncio
+import time
+from collections import Counter
+
+import httpx2
+import pytest
+
+from tests.e2e.wire import chat, error_of
+from tests.processes import Stack
+
+CHAT = "/v1/chat/completions"
+TRIES = 3  # as many as the openai SDK makes
+
+
+class Crowd:
+    """Clients that come back when they are told to. `unit`: the header that they understand."""
+
+    def __init__(self, stack: Stack, unit: str) -> None:
+        self._http = httpx2.AsyncClient(base_url=stack.url, timeout=90, limits=httpx2.Limits(max_connections=200))
+        self._unit = unit
+        self.got_in: Counter[int] = Counter()  # at which try; 0 is never
+
+    async def ask(self, text: str) -> None:
+        for number in range(1, TRIES + 1):
+            response = await self._http.post(CHAT, json=chat(text, max_tokens=25))
+            if response.status_code == 200:
+                self.got_in[number] += 1
+                return
+            assert response.status_code == 429
+            assert error_of(response)["code"] == "queue_full"
+            seconds, ms = int(response.headers["retry-after"]), int(response.headers["retry-after-ms"])
+            assert 1 <= seconds <= 60
+            assert ms <= seconds * 1000 < ms + 1000
+            if number < TRIES:
+                await asyncio.sleep(seconds if self._unit == "s" else ms / 1000)
+        self.got_in[0] += 1
+
+    async def keep_asking(self, name: str, until: float) -> None:
+        number = 0
+        while time.monotonic() < until:
+            number += 1
+            await self.ask(f"{name} {number}")
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+async def small(stack: Stack) -> None:
+    """One worker with four slots and half a second a reply."""
+    await stack.gateway("--max-queue", "8")
+    flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "4")
+    await stack.worker(*flags)
+    await stack.models("echo")
+
+
+@pytest.mark.parametrize("unit", ["ms", "s"])
+async def test_of_a_hundred_at_once_nine_of_ten_get_in_as_they_were_told(stack: Stack, unit: str) -> None:
+    await small(stack)
+    crowd = Crowd(stack, unit)
+    await crowd.ask("the first shows how fast it goes")
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(100):
+            tasks.create_task(crowd.ask(f"a{number} b"), name=f"client {number}")
+    await crowd.close()
+    assert crowd.got_in[0] <= 10, crowd.got_in
+    assert crowd.got_in[1] < 50, crowd.got_in
+
+
+async def test_who_comes_back_gets_in_before_who_only_comes(stack: Stack) -> None:
+    await small(stack)
+    crowd = Crowd(stack, "ms")
+    await crowd.ask("the first shows how fast it goes")
+    until = time.monotonic() + 10
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(40):
+            tasks.create_task(crowd.keep_asking(f"a{number}", until), name=f"client {number}")
+    await crowd.close()
+    later = sum(crowd.got_in.values()) - crowd.got_in[1]
+    assert later > 20, crowd.got_in
+    assert crowd.got_in[2] >= 0.9 * later, crowd.got_in
