@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
+from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from gateway.asked import Asked
 from gateway.generate import Answer, Generator
 from gateway.hub import OVERDUE, Hub
+from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
 from gateway.middleware import ApiKeys, BodyLimit, RequestId
 from gateway.responses import EmbeddingResponse, StreamResponse, TextResponse, error_response, json_response
@@ -75,7 +77,8 @@ class Gateway:
         keys, id = Keys(namespace), new_process_id()
         self.hub = Hub(self.redis, keys, id, self.metrics, max_queue, dispatch_method)
         self.directory = Directory(self.redis, keys)
-        self.generator = Generator(self.hub, self.directory, default_max_tokens)
+        self._brake = MemoryBrake(self.redis)
+        self.generator = Generator(self.hub, self.directory, self._brake, default_max_tokens)
         self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
         self._janitor = Janitor(self.redis, keys, id)
 
@@ -84,7 +87,7 @@ class Gateway:
         try:
             await wait_for_redis(self.redis, self._redis_url)
             async with asyncio.TaskGroup() as tasks:
-                for part in (self.hub, self.directory, self._watch, self._janitor):
+                for part in (self.hub, self.directory, self._brake, self._watch, self._janitor):
                     tasks.create_task(part.run(), name=type(part).__name__)
         except Exception as error:
             self._on_fatal(error)
@@ -113,7 +116,8 @@ class Gateway:
         asked: Asked = request.state.asked.within(self._request_timeout)
         async with ends_by(asked.deadline):
             body = await read_body(request, schema)
-            asked = replace(asked, body=hash(await request.body()))
+            raw = await request.body()
+            asked = replace(asked, body=hash(raw), size=len(raw))
             return body, await self.accept(submit, body, asked)
 
     async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
@@ -123,9 +127,11 @@ class Gateway:
                 raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
             async with asyncio.timeout(ACCEPTED_WITHIN_S):
                 return await submit(body, asked)
+        except OutOfMemoryError:
+            refusal: TokenbusError = bus_full()
         except BUS_ERRORS as error:
             log.warning("a request was not accepted: %r", error)
-            refusal: TokenbusError = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
+            refusal = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
         except RecursionError:  # orjson reads deeper nesting than msgspec writes
             refusal = InvalidRequest("The request body is nested too deeply.")
         except TokenbusError as error:

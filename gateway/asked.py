@@ -23,6 +23,7 @@ class Asked:
     arrived_at: float = field(default_factory=time.monotonic)
     deadline: float = math.inf  # see `within`
     body: int = 0  # its hash
+    size: int = 0  # of the body, in bytes
 
     @property
     def known_by(self) -> int | None:

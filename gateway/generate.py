@@ -8,9 +8,10 @@ from typing import Any
 from gateway.asked import Asked
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
+from gateway.memory import MemoryBrake
 from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from registry.directory import Directory
-from shared.messages import EMBEDDING_INPUTS_PER_JOB, Job, Kind, SamplingParams, Usage
+from shared.messages import EMBEDDING_INPUTS_PER_JOB, INLINE_PAYLOAD_BYTES, Job, Kind, SamplingParams, Usage
 
 
 class Answer:
@@ -57,8 +58,13 @@ class Answer:
 class Generator:
     """Makes answers: resolves the name, draws a seed, cuts the request into jobs and enqueues them."""
 
-    def __init__(self, hub: Hub, directory: Directory, default_max_tokens: int | None = None) -> None:
+    JOB_BYTES = 600  # of Redis's memory, besides the payload
+
+    def __init__(
+        self, hub: Hub, directory: Directory, brake: MemoryBrake, default_max_tokens: int | None = None
+    ) -> None:
         self._hub = hub
+        self._brake = brake
         self._directory = directory
         self._default_max_tokens = default_max_tokens
 
@@ -90,6 +96,8 @@ class Generator:
         n: int,
     ) -> Answer:
         record = await self._directory.resolve(name)
+        copies = n if asked.size <= INLINE_PAYLOAD_BYTES else 1
+        self._brake.admit(asked.size * copies + len(payloads) * n * self.JOB_BYTES)
         deadline = int((time.time() + asked.deadline - time.monotonic()) * 1000)
         jobs = [
             Job(

@@ -3,11 +3,17 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+import redis
 
-from tests.e2e.wire import chat, error_of
+from tests.conftest import wait_until
+from tests.e2e.conftest import server_in
+from tests.e2e.wire import chat, error_of, post
 from tests.processes import Stack
 
 CHAT = "/v1/chat/completions"
@@ -80,3 +86,62 @@ async def test_who_comes_back_gets_in_before_who_only_comes(stack: Stack) -> Non
     later = sum(crowd.got_in.values()) - crowd.got_in[1]
     assert later > 20, crowd.got_in
     assert crowd.got_in[2] >= 0.9 * later, crowd.got_in
+
+
+def large(number: int, size: int = 2**20) -> dict[str, Any]:
+    """A request of `size` bytes and few tokens."""
+    body = chat(f"a{number} b", max_tokens=20)
+    body["messages"].insert(0, {"role": "system", "content": "x" * size})
+    return body
+
+
+@pytest.fixture
+def tight_stack(tmp_path: Path) -> Iterator[Stack]:
+    """Over a Redis of 30 MB that would rather throw keys away than refuse."""
+    server = server_in(tmp_path, "--maxmemory", "30mb", "--maxmemory-policy", "allkeys-lru")
+    server.start()
+    stack = Stack(server.url, tmp_path)
+    yield stack
+    stack.close()
+    server.kill()
+
+
+async def test_redis_is_never_filled_to_the_brim(tight_stack: Stack) -> None:
+    stack = tight_stack
+    gateway = await stack.gateway()
+    assert "maxmemory-policy allkeys-lru" in gateway.said()
+    with redis.Redis.from_url(stack.redis_url) as bus:
+        bus.config_set("maxmemory-policy", "noeviction")
+        flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "4")
+        await stack.worker(*flags)
+        await stack.models("echo")
+        (before,) = await stack.registry()
+        answers = await flood(stack, 80)
+        assert set(answers) == {200, 429}, answers
+        assert answers[200] >= 8, answers
+        assert "errorstat_OOM" not in bus.info("errorstats")
+        (after,) = await stack.registry()
+        assert after["worker"] == before["worker"]
+        await wait_until(lambda: bus.info("memory")["used_memory"] < 10e6, description="its memory is free again")
+    await wait_until(lambda: admits(stack), description="there is room again", timeout=5)
+
+
+async def flood(stack: Stack, count: int) -> Counter[int]:
+    """So many requests of 1 MB at once: how often which status was the answer."""
+    answers: Counter[int] = Counter()
+    async with httpx2.AsyncClient(base_url=stack.url, timeout=60) as http, asyncio.TaskGroup() as tasks:
+
+        async def ask(number: int) -> None:
+            response = await http.post(CHAT, json=large(number))
+            answers[response.status_code] += 1
+            if response.status_code == 429:
+                assert error_of(response)["code"] == "queue_full"
+                assert int(response.headers["retry-after"]) >= 1
+
+        for number in range(count):
+            tasks.create_task(ask(number), name=f"client {number}")
+    return answers
+
+
+async def admits(stack: Stack) -> bool:
+    return (await asyncio.to_thread(post, stack, CHAT, large(0))).status_code == 200
