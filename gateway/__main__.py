@@ -75,6 +75,7 @@ async def serve(settings: GatewaySettings) -> None:
         api_keys=settings.api_keys,
         allowed_origins=settings.allowed_origins,
         max_body_bytes=int(settings.max_body_mb * 2**20),
+        max_bodies_bytes=int(settings.max_bodies_mb * 2**20),
     )
     config = uvicorn.Config(
         app,

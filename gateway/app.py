@@ -192,7 +192,9 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{'.'.join(path[:3])}': {reason}", param=path[0])
 
 
-def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[str], max_body_bytes: int) -> FastAPI:
+def create_app(
+    gateway: Gateway, *, api_keys: list[str], allowed_origins: list[str], max_body_bytes: int, max_bodies_bytes: int
+) -> FastAPI:
     app = FastAPI(
         title="Tokenbus",
         version=__version__,
@@ -208,7 +210,7 @@ def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[s
                 expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
             ),
             Middleware(ApiKeys, keys=api_keys),
-            Middleware(BodyLimit, limit=max_body_bytes),
+            Middleware(BodyLimit, limit=max_body_bytes, total=max_bodies_bytes),
         ],
         exception_handlers={TokenbusError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
     )

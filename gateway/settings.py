@@ -22,6 +22,7 @@ class GatewaySettings(ProcessSettings):
     max_queue: int = Field(1024, gt=0, description="jobs that may wait per model; beyond it 429")
     default_max_tokens: int | None = Field(None, gt=0, description="reply limit where a chat request gives none")
     max_body_mb: float = Field(32.0, gt=0, description="larger request bodies get 413")
+    max_bodies_mb: float = Field(256.0, gt=0, description="bodies of all open requests together; beyond it 429")
     request_timeout: float = Field(600.0, gt=0, description="s from acceptance to the end of a reply")
     stall_timeout: float = Field(300.0, gt=0, description="s without a token after which a job goes to another worker")
     no_worker_timeout: float = Field(60.0, gt=0, description="s that a job waits when no worker is left for its model")

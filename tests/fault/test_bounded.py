@@ -1,6 +1,7 @@
 """Too much of anything is refused at once, with a time to come back that holds; what was accepted goes on."""
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import redis
 
 from tests.conftest import wait_until
 from tests.e2e.conftest import server_in
-from tests.e2e.wire import chat, error_of, post
+from tests.e2e.wire import Connection, chat, error_of, post
 from tests.processes import Stack
 
 CHAT = "/v1/chat/completions"
@@ -145,3 +146,39 @@ async def flood(stack: Stack, count: int) -> Counter[int]:
 
 async def admits(stack: Stack) -> bool:
     return (await asyncio.to_thread(post, stack, CHAT, large(0))).status_code == 200
+
+
+async def test_the_bodies_of_all_open_requests_are_bounded_together(stack: Stack) -> None:
+    await stack.gateway("--max-body-mb", "2", "--max-bodies-mb", "3")
+    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20")
+    await stack.models("echo")
+    held = [await Connection.open(stack) for _ in range(2)]
+    await held[0].send({**large(0), "max_tokens": 8000, "stream": True})  # is answered
+    await held[0].until(b"content")
+    half = json.dumps(large(1)).encode()[: 2**20]
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**20 + 1000}\r\n\r\n"
+    held[1].writer.write(head.encode() + half)  # is being read
+    await held[1].writer.drain()
+
+    async def refused() -> httpx2.Response | None:
+        response = await asyncio.to_thread(post, stack, CHAT, large(2))
+        return response if response.status_code == 429 else None
+
+    response = await wait_until(refused, description="there is no room for a third")
+    assert error_of(response)["code"] == "queue_full"
+    assert int(response.headers["retry-after"]) >= 1
+    assert (await asyncio.to_thread(post, stack, CHAT, chat("a b", max_tokens=1))).status_code == 200
+    assert b" 429 " in await in_chunks(stack, json.dumps(large(3)).encode())
+    for connection in held:
+        connection.reset()
+    await wait_until(lambda: admits(stack), description="what was held is let go", timeout=5)
+
+
+async def in_chunks(stack: Stack, body: bytes) -> bytes:
+    """The status line for a body whose length is not said."""
+    connection = await Connection.open(stack)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n"
+    connection.writer.write(head.encode() + body + b"\r\n0\r\n\r\n")
+    status = await connection.until(b"\r\n")
+    connection.reset()
+    return status
