@@ -23,6 +23,8 @@ class GatewaySettings(ProcessSettings):
     default_max_tokens: int | None = Field(None, gt=0, description="reply limit where a chat request gives none")
     max_body_mb: float = Field(32.0, gt=0, description="larger request bodies get 413")
     max_bodies_mb: float = Field(256.0, gt=0, description="bodies of all open requests together; beyond it 429")
+    max_connections: int = Field(4096, gt=0, description="open connections; beyond it 503")
+    keep_alive: int = Field(60, gt=0, description="s that a connection may be open without a request")
     request_timeout: float = Field(600.0, gt=0, description="s from acceptance to the end of a reply")
     stall_timeout: float = Field(300.0, gt=0, description="s without a token after which a job goes to another worker")
     no_worker_timeout: float = Field(60.0, gt=0, description="s that a job waits when no worker is left for its model")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import redis
 
+from gateway.connections import OTHER_FILES
 from tests.conftest import wait_until
 from tests.e2e.conftest import server_in
 from tests.e2e.wire import Connection, chat, error_of, post
@@ -182,3 +185,47 @@ async def in_chunks(stack: Stack, body: bytes) -> bytes:
     status = await connection.until(b"\r\n")
     connection.reset()
     return status
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def ask_health(stack: Stack) -> tuple[Connection, bytes]:
+    connection = await Connection.open(stack)
+    connection.writer.write(HEALTH)
+    return connection, await connection.until(b"\r\n")
+
+
+async def test_connections_are_bounded_and_idle_ones_are_closed(stack: Stack) -> None:
+    gateway = await stack.gateway("--max-connections", "5", "--keep-alive", "2")
+
+    def is_open() -> int:
+        return sum(connection.status == "ESTABLISHED" for connection in psutil.Process(gateway.pid).net_connections())
+
+    before = is_open()  # to Redis
+    await wait_until(lambda: is_open() <= before, description="the probe of the test has gone")
+    idle = [await Connection.open(stack) for _ in range(3)]
+    half, _ = await ask_health(stack)
+    half.writer.write(HEALTH[:10])
+    answered, _ = await ask_health(stack)
+    refused, status = await ask_health(stack)
+    assert status == b"HTTP/1.1 503 Service Unavailable\r\n"
+    rest = await asyncio.wait_for(refused.reader.read(), 10)  # and is closed
+    head, body = rest.split(b"\r\n\r\n")
+    assert b"retry-after: 2" in head.lower()
+    assert b"content-type: application/json" in head.lower()
+    assert json.loads(body)["error"]["code"] == "too_many_connections"
+    for connection in (*idle, half, answered):
+        await asyncio.wait_for(connection.reader.read(), 10)  # the gateway closes each
+        connection.reset()
+    refused.reset()
+    last, status = await ask_health(stack)
+    assert b" 200 " in status
+    last.reset()
+
+
+async def test_connections_are_as_many_as_open_files_allow(stack: Stack) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gateway = await stack.gateway("--max-connections", str(10**9))
+    assert f"only {hard - OTHER_FILES} connections" in gateway.said()
+    assert psutil.Process(gateway.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
