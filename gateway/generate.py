@@ -11,6 +11,7 @@ from gateway.inflight import Mailbox, Update
 from gateway.memory import MemoryBrake
 from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from registry.directory import Directory
+from shared.errors import ContextLengthExceeded
 from shared.messages import EMBEDDING_INPUTS_PER_JOB, INLINE_PAYLOAD_BYTES, Job, Kind, SamplingParams, Usage
 
 
@@ -96,6 +97,7 @@ class Generator:
         n: int,
     ) -> Answer:
         record = await self._directory.resolve(name)
+        _check_lengths(payloads, record.max_model_len)
         copies = n if asked.size <= INLINE_PAYLOAD_BYTES else 1
         self._brake.admit(asked.size * copies + len(payloads) * n * self.JOB_BYTES)
         deadline = int((time.time() + asked.deadline - time.monotonic()) * 1000)
@@ -119,6 +121,19 @@ class Generator:
         slots = sum(worker.slots for worker in self._directory.snapshot.workers.get(record.model, ()))
         await self._hub.submit(jobs, answer.mailbox, asked, max(1, slots))
         return answer
+
+
+def _check_lengths(payloads: Sequence[dict[str, Any]], most: int) -> None:
+    """Of token ids; text is counted by the worker, who alone knows its tokens. Raises ContextLengthExceeded."""
+    for payload in payloads:
+        param = "prompt" if "prompt" in payload else "input"
+        for tokens in payload.get("inputs", [payload.get("prompt")]):
+            if isinstance(tokens, list) and len(tokens) > most:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {most} tokens. However, your {param} has {len(tokens)} "
+                    "tokens. Please reduce its length.",
+                    param=param,
+                )
 
 
 def _sampling(body: GenerationRequest, max_tokens: int | None) -> SamplingParams:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import resource
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -229,3 +230,23 @@ async def test_connections_are_as_many_as_open_files_allow(stack: Stack) -> None
     gateway = await stack.gateway("--max-connections", str(10**9))
     assert f"only {hard - OTHER_FILES} connections" in gateway.said()
     assert psutil.Process(gateway.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
+
+
+async def test_token_ids_that_never_fit_do_not_reach_a_worker(stack: Stack) -> None:
+    await stack.gateway()
+    worker = await stack.worker("--model-names", "echo", "--max-model-len", "50")
+    await stack.models("echo")
+    fits = {"model": "echo", "prompt": [[7] * 49, [8] * 3], "max_tokens": 1}
+    assert (await asyncio.to_thread(post, stack, "/v1/completions", fits)).status_code == 200
+    worker.signal(signal.SIGSTOP)  # who answers now is the gateway
+    for path, param, value in (
+        ("/v1/completions", "prompt", [7] * 51),
+        ("/v1/completions", "prompt", [[7], [7] * 51]),
+        ("/v1/embeddings", "input", [7] * 51),
+        ("/v1/embeddings", "input", [[7], [7] * 51]),
+    ):
+        response = await asyncio.to_thread(post, stack, path, {"model": "echo", param: value})
+        error = error_of(response)
+        assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+        assert "maximum context length is 50 tokens" in error["message"]
+    worker.signal(signal.SIGCONT)
