@@ -1,7 +1,6 @@
 """The FastAPI application: routes, errors in OpenAI's shape, and the tasks that live as long as it does."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,9 +15,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from gateway.asked import Asked
+from gateway.asked import Asked, ends_by
 from gateway.generate import Answer, Generator
-from gateway.hub import OVERDUE, Hub
+from gateway.hub import Hub
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
 from gateway.middleware import ApiKeys, BodyLimit, RequestId
@@ -31,7 +30,6 @@ from shared import __version__
 from shared.connection import BUS_ERRORS, Redis, connect, wait_for_redis
 from shared.errors import (
     BusUnavailable,
-    DeadlineExceeded,
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
@@ -149,19 +147,6 @@ class Gateway:
             running.cancel()
             await asyncio.wait({running})
             await self.redis.aclose()
-
-
-@asynccontextmanager
-async def ends_by(deadline: float) -> AsyncIterator[None]:
-    """Raises DeadlineExceeded if the block is not left by then."""
-    timeout = asyncio.timeout(deadline - time.monotonic())
-    try:
-        async with timeout:
-            yield
-    except TimeoutError:
-        if timeout.expired():
-            raise DeadlineExceeded(OVERDUE) from None
-        raise
 
 
 async def read_body(request: Request, schema: type[Body]) -> Body:

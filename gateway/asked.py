@@ -1,12 +1,16 @@
 """What is known of a request besides what its body says: its id, its deadline, whether it may be a retry."""
 
+import asyncio
 import math
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from shared.errors import InvalidRequest
+from shared.errors import DeadlineExceeded, InvalidRequest
 
+OVERDUE = "The request took longer than its deadline allows."
 TIMEOUT_HEADER = "x-request-timeout"
 RETRIES_HEADER = "x-stainless-retry-count"  # of OpenAI's and other libraries
 _NUMBER = re.compile(r"[0-9.eE+-]{1,32}")  # float() takes underscores and "inf" as well
@@ -47,3 +51,16 @@ class Asked:
                 param=TIMEOUT_HEADER,
             )
         return seconds
+
+
+@asynccontextmanager
+async def ends_by(deadline: float) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded if the block is not left by then."""
+    timeout = asyncio.timeout(deadline - time.monotonic())
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if timeout.expired():
+            raise DeadlineExceeded(OVERDUE) from None
+        raise

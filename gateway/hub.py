@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from gateway.admission import Admission
-from gateway.asked import Asked
+from gateway.asked import OVERDUE, Asked
 from gateway.errands import Errands
 from gateway.inflight import InFlight, Mailbox, Siblings
 from gateway.metrics import Metrics, TraceBudget
@@ -25,7 +25,6 @@ from shared.queue import LEASE_MS, LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, Dispatc
 
 log = get_logger(__name__)
 
-OVERDUE = "The request took longer than its deadline allows."
 ALWAYS_TRACED = frozenset({"reissued"})  # however many others there are
 
 
