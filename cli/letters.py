@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.errands import Errands
 from registry.directory import read_records
 from shared.connection import Redis
 from shared.errors import StartupError
 from shared.keys import Keys
 from shared.messages import Job, decode_job
+from shared.queue import BURIED_PAYLOAD_TTL_MS
 
 SHOWN_CHARS = 120
 LARGEST_SHOWN_BYTES = 1 << 20  # of a prompt in a list; a larger one is fetched for the one letter that is shown
@@ -116,7 +116,7 @@ class Payloads:
     async def keep(self, job: Job) -> None:
         """For another day."""
         if isinstance(job.payload, int):
-            await self._redis.expire(self._keys.payload(job.request), Errands.DEAD_PAYLOAD_S)
+            await self._redis.pexpire(self._keys.payload(job.request), BURIED_PAYLOAD_TTL_MS)
 
 
 async def remove(redis: Redis, keys: Keys, letter: Letter) -> None:

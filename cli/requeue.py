@@ -9,6 +9,7 @@ import msgspec
 
 from cli.bus import count
 from cli.letters import Letter, Payloads, read_letters, remove
+from gateway.asked import Asked
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
 from gateway.metrics import Metrics
@@ -97,7 +98,7 @@ async def _ask(hub: Hub, job: Job, reply: "Reply") -> str | None:
     """What went wrong, as a value: what is raised among tasks comes out as a group."""
     mailbox = Mailbox()
     try:
-        await hub.submit([job], mailbox)
+        await hub.submit([job], mailbox, Asked(""), slots=1)
         while not reply.finished:
             for update in await mailbox.get():
                 reply.take(update)

@@ -26,6 +26,8 @@ pidfile valkey.pid
 appendonly yes
 appendfsync everysec
 save ""
+maxmemory 1gb
+maxmemory-policy noeviction
 """
 
 

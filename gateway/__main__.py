@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from gateway.app import Gateway, create_app
+from gateway.connections import Door, that_fit
 from gateway.settings import GatewaySettings
 from shared.errors import StartupError
 from shared.logging import get_logger, set_up_logging
@@ -75,6 +76,7 @@ async def serve(settings: GatewaySettings) -> None:
         api_keys=settings.api_keys,
         allowed_origins=settings.allowed_origins,
         max_body_bytes=int(settings.max_body_mb * 2**20),
+        max_bodies_bytes=int(settings.max_bodies_mb * 2**20),
     )
     config = uvicorn.Config(
         app,
@@ -82,6 +84,8 @@ async def serve(settings: GatewaySettings) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=Door(that_fit(settings.max_connections)).connection,  # type: ignore[arg-type]
+        timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
     )
     server = Server(config, gateway, settings.drain_timeout)

@@ -3,18 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
+from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from gateway.generate import Answer, Asked, Generator
+from gateway.asked import Asked, ends_by
+from gateway.generate import Answer, Generator
 from gateway.hub import Hub
+from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
 from gateway.middleware import ApiKeys, BodyLimit, RequestId
 from gateway.responses import EmbeddingResponse, StreamResponse, TextResponse, error_response, json_response
@@ -67,10 +71,12 @@ class Gateway:
         self._on_fatal = on_fatal
         self.metrics = Metrics()
         self.stopping = False
+        self._request_timeout = request_timeout
         keys, id = Keys(namespace), new_process_id()
         self.hub = Hub(self.redis, keys, id, self.metrics, max_queue, dispatch_method)
         self.directory = Directory(self.redis, keys)
-        self.generator = Generator(self.hub, self.directory, request_timeout, default_max_tokens)
+        self._brake = MemoryBrake(self.redis)
+        self.generator = Generator(self.hub, self.directory, self._brake, default_max_tokens)
         self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
         self._janitor = Janitor(self.redis, keys, id)
 
@@ -79,7 +85,7 @@ class Gateway:
         try:
             await wait_for_redis(self.redis, self._redis_url)
             async with asyncio.TaskGroup() as tasks:
-                for part in (self.hub, self.directory, self._watch, self._janitor):
+                for part in (self.hub, self.directory, self._brake, self._watch, self._janitor):
                     tasks.create_task(part.run(), name=type(part).__name__)
         except Exception as error:
             self._on_fatal(error)
@@ -100,6 +106,18 @@ class Gateway:
             error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
             asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
 
+    async def take(
+        self, request: Request, schema: type[Body], submit: Callable[[Body, Asked], Awaitable[Answer]]
+    ) -> tuple[Body, Answer]:
+        """A request from its head to its place in the queue. Its deadline counts from the head: a body that trickles in
+        or a bus that does not answer take from it."""
+        asked: Asked = request.state.asked.within(self._request_timeout)
+        async with ends_by(asked.deadline):
+            body = await read_body(request, schema)
+            raw = await request.body()
+            asked = replace(asked, body=hash(raw), size=len(raw))
+            return body, await self.accept(submit, body, asked)
+
     async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
         try:
@@ -107,9 +125,11 @@ class Gateway:
                 raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
             async with asyncio.timeout(ACCEPTED_WITHIN_S):
                 return await submit(body, asked)
+        except OutOfMemoryError:
+            refusal: TokenbusError = bus_full()
         except BUS_ERRORS as error:
             log.warning("a request was not accepted: %r", error)
-            refusal: TokenbusError = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
+            refusal = BusUnavailable("The message bus is unavailable; try again.", retry_after=2)
         except RecursionError:  # orjson reads deeper nesting than msgspec writes
             refusal = InvalidRequest("The request body is nested too deeply.")
         except TokenbusError as error:
@@ -157,7 +177,9 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{'.'.join(path[:3])}': {reason}", param=path[0])
 
 
-def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[str], max_body_bytes: int) -> FastAPI:
+def create_app(
+    gateway: Gateway, *, api_keys: list[str], allowed_origins: list[str], max_body_bytes: int, max_bodies_bytes: int
+) -> FastAPI:
     app = FastAPI(
         title="Tokenbus",
         version=__version__,
@@ -170,10 +192,10 @@ def create_app(gateway: Gateway, *, api_keys: list[str], allowed_origins: list[s
                 allow_origins=allowed_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after"],
+                expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
             ),
             Middleware(ApiKeys, keys=api_keys),
-            Middleware(BodyLimit, limit=max_body_bytes),
+            Middleware(BodyLimit, limit=max_body_bytes, total=max_bodies_bytes),
         ],
         exception_handlers={TokenbusError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
     )
@@ -233,24 +255,21 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
 def _add_generation(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
-        body = await read_body(request, ChatCompletionRequest)
-        answer = await gateway.accept(gateway.generator.chat, body, request.state.asked)
+        body, answer = await gateway.take(request, ChatCompletionRequest, gateway.generator.chat)
         if body.stream:
             return StreamResponse(answer, chat=True, include_usage=body.include_usage)
         return TextResponse(answer, chat=True)
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
-        body = await read_body(request, CompletionRequest)
-        answer = await gateway.accept(gateway.generator.completion, body, request.state.asked)
+        body, answer = await gateway.take(request, CompletionRequest, gateway.generator.completion)
         if body.stream:
             return StreamResponse(answer, chat=False, include_usage=body.include_usage)
         return TextResponse(answer, chat=False)
 
     @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
-        body = await read_body(request, EmbeddingRequest)
-        answer = await gateway.accept(gateway.generator.embedding, body, request.state.asked)
+        body, answer = await gateway.take(request, EmbeddingRequest, gateway.generator.embedding)
         return EmbeddingResponse(answer, body.encoding_format or "float")
 
 

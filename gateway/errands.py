@@ -12,7 +12,7 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, Job, Trace, encode
-from shared.queue import PAYLOAD_SLACK_MS, Entry, script, settle
+from shared.queue import CANCELLED_SLACK_MS, Entry, script, settle
 
 log = get_logger(__name__)
 
@@ -26,7 +26,6 @@ class Errands:
     MOST = 20_000
     BATCH = 1_000
     DEAD_LETTERS = 1_000  # per model
-    DEAD_PAYLOAD_S = 24 * 3600  # how long a buried job's prompt is kept, if it lies aside
     REQUEST_ID_TTL_MS = 600_000
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
@@ -46,7 +45,7 @@ class Errands:
     def cancel(self, job: Job) -> None:
         """For whoever claims the job later."""
         key = self._keys.cancelled(job.id)
-        self._add(lambda pipe: pipe.set(key, "1", pxat=job.deadline + PAYLOAD_SLACK_MS))
+        self._add(lambda pipe: pipe.set(key, "1", pxat=job.deadline + CANCELLED_SLACK_MS))
 
     def bury(self, job: Job, reason: str, workers: Sequence[str]) -> None:
         """Into the model's dead letters, for people to look at."""
@@ -56,9 +55,8 @@ class Errands:
     def forget_payload(self, request: str) -> None:
         self._add(lambda pipe: pipe.unlink(self._keys.payload(request)))
 
-    def keep_payload(self, request: str) -> None:
-        """A job of it was buried: whoever looks at it wants to see what it asked."""
-        self._add(lambda pipe: pipe.expire(self._keys.payload(request), self.DEAD_PAYLOAD_S))
+    def keep_payload(self, request: str, ttl_ms: int) -> None:
+        self._add(lambda pipe: pipe.pexpire(self._keys.payload(request), ttl_ms))
 
     def trace(self, trace: Trace, until: int) -> None:
         """`until` in ms since the epoch."""

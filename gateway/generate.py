@@ -3,23 +3,16 @@
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gateway.asked import Asked
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
+from gateway.memory import MemoryBrake
 from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from registry.directory import Directory
-from shared.messages import EMBEDDING_INPUTS_PER_JOB, Job, Kind, SamplingParams, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asks: what all names of a request are made from, its W3C traceparent, and its client's own x-request-id."""
-
-    hex: str
-    traceparent: str | None = None
-    own_id: str | None = None
+from shared.errors import ContextLengthExceeded
+from shared.messages import EMBEDDING_INPUTS_PER_JOB, INLINE_PAYLOAD_BYTES, Job, Kind, SamplingParams, Usage
 
 
 class Answer:
@@ -66,12 +59,14 @@ class Answer:
 class Generator:
     """Makes answers: resolves the name, draws a seed, cuts the request into jobs and enqueues them."""
 
+    JOB_BYTES = 600  # of Redis's memory, besides the payload
+
     def __init__(
-        self, hub: Hub, directory: Directory, request_timeout: float, default_max_tokens: int | None = None
+        self, hub: Hub, directory: Directory, brake: MemoryBrake, default_max_tokens: int | None = None
     ) -> None:
         self._hub = hub
+        self._brake = brake
         self._directory = directory
-        self._request_timeout = request_timeout
         self._default_max_tokens = default_max_tokens
 
     async def chat(self, body: ChatCompletionRequest, asked: Asked) -> Answer:
@@ -102,7 +97,10 @@ class Generator:
         n: int,
     ) -> Answer:
         record = await self._directory.resolve(name)
-        deadline = int((time.time() + self._request_timeout) * 1000)
+        _check_lengths(payloads, record.max_model_len)
+        copies = n if asked.size <= INLINE_PAYLOAD_BYTES else 1
+        self._brake.admit(asked.size * copies + len(payloads) * n * self.JOB_BYTES)
+        deadline = int((time.time() + asked.deadline - time.monotonic()) * 1000)
         jobs = [
             Job(
                 id=f"{id}-{index * n + choice}",
@@ -120,8 +118,22 @@ class Generator:
             for choice in range(n)
         ]
         answer = Answer(self._hub, id, name, jobs, n)
-        await self._hub.submit(jobs, answer.mailbox, asked.own_id)
+        slots = sum(worker.slots for worker in self._directory.snapshot.workers.get(record.model, ()))
+        await self._hub.submit(jobs, answer.mailbox, asked, max(1, slots))
         return answer
+
+
+def _check_lengths(payloads: Sequence[dict[str, Any]], most: int) -> None:
+    """Of token ids; text is counted by the worker, who alone knows its tokens. Raises ContextLengthExceeded."""
+    for payload in payloads:
+        param = "prompt" if "prompt" in payload else "input"
+        for tokens in payload.get("inputs", [payload.get("prompt")]):
+            if isinstance(tokens, list) and len(tokens) > most:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {most} tokens. However, your {param} has {len(tokens)} "
+                    "tokens. Please reduce its length.",
+                    param=param,
+                )
 
 
 def _sampling(body: GenerationRequest, max_tokens: int | None) -> SamplingParams:

@@ -11,15 +11,27 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from gateway.admission import Admission
+from gateway.asked import OVERDUE, Asked
 from gateway.errands import Errands
-from gateway.inflight import Aside, InFlight, Mailbox
-from gateway.metrics import DrainRate, Metrics, TraceBudget
+from gateway.inflight import InFlight, Mailbox, Siblings
+from gateway.metrics import Metrics, TraceBudget
 from shared.connection import BUS_ERRORS, Hearing, Redis, listen
-from shared.errors import QueueFull, ShuttingDown, TokenbusError, WorkerLost
+from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
-from shared.queue import LEASE_MS, LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, DispatchMethod, Entry, JobQueue, set_aside
+from shared.queue import (
+    BURIED_PAYLOAD_TTL_MS,
+    LEASE_MS,
+    LEASE_RENEW_S,
+    PAYLOAD_TTL_MS,
+    SUSPECT_AFTER_CRASHES,
+    DispatchMethod,
+    Entry,
+    JobQueue,
+    set_aside,
+)
 
 log = get_logger(__name__)
 
@@ -34,11 +46,10 @@ class Hub:
         self._redis = redis
         self._keys = keys
         self._metrics = metrics
-        self._max_queue = max_queue
         self._method = method
         self._queue = JobQueue(redis, keys)
         self._errands = Errands(redis, keys)
-        self._drain_rate = DrainRate()
+        self._admission = Admission(max_queue)
         self._trace_budget = TraceBudget()
         self._jobs: dict[str, InFlight] = {}
         self._to_reissue: asyncio.Queue[tuple[InFlight, int]] = asyncio.Queue()
@@ -81,12 +92,20 @@ class Hub:
             log.warning("left without a goodbye: %s", error)
 
     async def _renew(self) -> None:
+        payloads_until = 0.0
         while True:
             try:
                 await self._redis.set(self._keys.gateway(self.id), str(int(time.time())), px=LEASE_MS)
             except BUS_ERRORS as error:
                 log.warning("the gateway's lease could not be renewed: %s", error)
+            if time.monotonic() > payloads_until:
+                payloads_until = time.monotonic() + PAYLOAD_TTL_MS / 3000
+                self._renew_payloads()
             await asyncio.sleep(LEASE_RENEW_S)
+
+    def _renew_payloads(self) -> None:
+        for request in {one.job.request for one in self if one.siblings.payloads is not None}:
+            self._errands.keep_payload(request, PAYLOAD_TTL_MS)
 
     async def _reissue_queued(self) -> None:
         while True:
@@ -106,38 +125,44 @@ class Hub:
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
-    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox, known_as: str | None = None) -> None:
-        """Enqueue all jobs of one request; `known_as` is an id that its client gave it. The mailbox listens before the
-        first job can be claimed. Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left
-        behind."""
+    async def submit(self, jobs: Sequence[Job], mailbox: Mailbox, asked: Asked, slots: int) -> None:
+        """Enqueue all jobs of one request, for a model with so many slots. The mailbox listens before the first job can
+        be claimed. Raises QueueFull with its Retry-After, or what the bus raises; then nothing is left behind."""
         jobs, payloads = set_aside(jobs)
-        aside = Aside(jobs[0].request, payloads, len(jobs)) if payloads is not None else None
-        opened = [InFlight(job, index, len(jobs), mailbox, aside) for index, job in enumerate(jobs)]
+        siblings = Siblings(jobs[0].request, len(jobs), len(jobs), payloads)
+        opened = [InFlight(job, index, mailbox, siblings) for index, job in enumerate(jobs)]
+        left = jobs[0].deadline / 1000 - time.time()
+        siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, opened)
         for inflight in opened:
             inflight.mark("accepted")
             self._jobs[inflight.job.id] = inflight
+        model = jobs[0].model
+        room, came_back = self._admission.room(model, asked.known_by)
         try:
             await self._put_aside(opened[0])
-            entries = await self._queue.enqueue(jobs, self._max_queue, self._method)
+            entries = await self._queue.enqueue(jobs, room, self._method)
         except QueueFull as error:
             for inflight in opened:  # nothing of them is in Redis
                 inflight.untold = False
-                self._close(inflight)
-            error.retry_after = self._drain_rate.seconds_for(jobs[0].model, len(jobs))
+                if not inflight.closed:  # overdue meanwhile
+                    self._close(inflight)
+            error.retry_after = self._admission.refuse(model, asked.body, len(jobs), slots, came_back=came_back)
             raise
         except BaseException:
             self.cancel(job.id for job in jobs)  # whether they were appended is not known
+            if payloads is not None:  # written perhaps only after the deadline has taken it away
+                self._errands.forget_payload(siblings.request)
             raise
-        if known_as is not None:
-            self._errands.name_request(known_as, jobs[0].request, jobs[0].deadline)
+        if asked.own_id is not None:
+            self._errands.name_request(asked.own_id, jobs[0].request, jobs[0].deadline)
         for inflight, entry in zip(opened, entries, strict=True):
             if not inflight.closed:
                 inflight.mark("queued")
             self._placed(inflight, entry)
 
     async def _put_aside(self, inflight: InFlight) -> None:
-        if aside := inflight.aside:
-            await self._queue.put_aside(aside.request, aside.payloads, inflight.job.deadline)
+        if (payloads := inflight.siblings.payloads) is not None:
+            await self._queue.put_aside(inflight.siblings.request, payloads)
 
     def _placed(self, inflight: InFlight, entry: Entry) -> None:
         if inflight.closed:
@@ -165,6 +190,10 @@ class Hub:
         self._close(inflight)
         inflight.mailbox.fail(error)
 
+    def _overdue(self, jobs: Sequence[InFlight]) -> None:
+        for inflight in jobs:
+            self.fail(inflight, DeadlineExceeded(OVERDUE))
+
     def fail_all(self, error: TokenbusError) -> None:
         for inflight in self:
             self.fail(inflight, error)
@@ -181,11 +210,19 @@ class Hub:
         self._jobs.pop(inflight.job.id, None)
         if inflight.entry is not None:
             self._errands.settle(inflight.entry)
-        if aside := inflight.aside:
-            aside.open_jobs -= 1
-            if aside.open_jobs == 0 and not aside.buried:
-                self._errands.forget_payload(aside.request)
+        if inflight.claimed_at is not None:
+            self._admission.ended(inflight.job.model, time.monotonic() - inflight.claimed_at)
+        siblings = inflight.siblings
+        siblings.open_jobs -= 1
+        if siblings.open_jobs == 0:
+            self._last_closed(siblings)
         self._write_trace(inflight)
+
+    def _last_closed(self, siblings: Siblings) -> None:
+        if siblings.overdue is not None:
+            siblings.overdue.cancel()
+        if siblings.payloads is not None and not siblings.buried:
+            self._errands.forget_payload(siblings.request)
 
     def write_traces(self) -> None:
         """Of open jobs: `explain` also tells where a request is that still runs."""
@@ -297,7 +334,6 @@ class Hub:
 
     def _measure_end(self, inflight: InFlight, event: Finished) -> None:
         metrics, model, now = self._metrics, inflight.job.model, time.monotonic()
-        self._drain_rate.ended(model)
         metrics.success.labels(model, event.reason).inc()
         metrics.e2e_latency.labels(model).observe(now - inflight.accepted_at)
         metrics.generation_tokens.labels(model).inc(event.usage.completion_tokens)
@@ -349,9 +385,9 @@ class Hub:
         job = inflight.job
         self._metrics.deadletter.labels(job.model).inc()
         self._errands.bury(job, reason, inflight.lost_workers)
-        if aside := inflight.aside:
-            aside.buried = True
-            self._errands.keep_payload(aside.request)
+        if inflight.siblings.payloads is not None:
+            inflight.siblings.buried = True
+            self._errands.keep_payload(job.request, BURIED_PAYLOAD_TTL_MS)
         self.fail(inflight, WorkerLost(f"This request was given up after {job.crashes + 1} workers failed on it."))
 
     def _next_attempt(self, inflight: InFlight, crashed: bool) -> None:

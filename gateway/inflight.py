@@ -77,13 +77,15 @@ class Mailbox:
 
 
 @dataclass(slots=True)
-class Aside:
-    """The payloads of a request that lie beside its jobs, until the last of them has ended."""
+class Siblings:
+    """What the jobs of one request share, until the last of them has ended."""
 
     request: str
-    payloads: bytes
+    jobs: int
     open_jobs: int
-    buried: bool = False  # one of its jobs: then it is kept, for people to look at
+    payloads: bytes | None = None  # that lie beside the jobs
+    buried: bool = False  # one of its jobs: then they are kept, for people to look at
+    overdue: asyncio.TimerHandle | None = None  # at the deadline
 
 
 @dataclass(slots=True)
@@ -92,9 +94,8 @@ class InFlight:
 
     job: Job
     index: int
-    jobs: int  # of its request
     mailbox: Mailbox
-    aside: Aside | None = None
+    siblings: Siblings
     entry: Entry | None = None  # None until Redis has answered the first enqueue
     replaced: bool = False  # `entry` is that of the last attempt: the re-issue is still on its way
     worker: str | None = None  # the first claimer of the current attempt
@@ -141,7 +142,7 @@ class InFlight:
             model=job.model,
             gateway=job.gateway,
             index=self.index,
-            jobs=self.jobs,
+            jobs=self.siblings.jobs,
             deadline=job.deadline,
             milestones=list(self.milestones),
         )

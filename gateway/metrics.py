@@ -1,7 +1,6 @@
 """Prometheus metrics of one gateway."""
 
 import time
-from collections import deque
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -46,28 +45,6 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
-
-
-class DrainRate:
-    """Jobs ended per second over the last WINDOW_S, by model: what a 429 promises comes from here."""
-
-    WINDOW_S = 10.0
-
-    def __init__(self) -> None:
-        self._ends: dict[str, deque[float]] = {}
-
-    def ended(self, model: str) -> None:
-        self._ends.setdefault(model, deque(maxlen=10_000)).append(time.monotonic())
-
-    def seconds_for(self, model: str, jobs: int) -> float:
-        """Until that many jobs have ended, at the present rate; between 1 and 60 s."""
-        ends, now = self._ends.get(model, deque()), time.monotonic()
-        while ends and now - ends[0] > self.WINDOW_S:
-            ends.popleft()
-        if not ends:
-            return 5.0
-        rate = len(ends) / max(now - ends[0], 0.1)
-        return min(max(jobs / rate, 1.0), 60.0)
 
 
 class TraceBudget:

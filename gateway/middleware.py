@@ -1,6 +1,7 @@
 """What every request passes: its id, the key, the body limit. Plain ASGI, so that streams are not wrapped twice."""
 
 import hmac
+import random
 import re
 import secrets
 from collections.abc import Iterable
@@ -8,9 +9,9 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.generate import Asked
+from gateway.asked import RETRIES_HEADER, TIMEOUT_HEADER, Asked
 from gateway.responses import error_response
-from shared.errors import BodyTooLarge, InvalidApiKey
+from shared.errors import BodyTooLarge, InvalidApiKey, QueueFull, TokenbusError
 
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -29,7 +30,13 @@ class RequestId:
         headers = Headers(scope=scope)
         own = headers.get("x-request-id", "")
         sound = own if _REQUEST_ID.fullmatch(own) else None
-        asked = Asked(secrets.token_hex(16), headers.get("traceparent"), sound)
+        asked = Asked(
+            secrets.token_hex(16),
+            headers.get("traceparent"),
+            sound,
+            headers.get(TIMEOUT_HEADER),
+            first_try=headers.get(RETRIES_HEADER) == "0",
+        )
         request_id = sound or f"req-{asked.hex}"
         scope.setdefault("state", {})["asked"] = asked
 
@@ -64,31 +71,45 @@ class ApiKeys:
 
 
 class BodyLimit:
-    """413 as soon as a body is, or says that it is, larger than `limit` bytes."""
+    """413 as soon as a body is, or says that it is, larger than `limit` bytes; 429 as soon as the bodies of all open
+    requests together are larger than `total`."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, total: int) -> None:
         self._app = app
         self._limit = limit
+        self._total = total
+        self._held = 0  # bytes: a body is held until its request ends, for a worker that dies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._limit:
-            await error_response(self._error())(scope, receive, send)
+        if error := self._refusal(int(announced) if announced.isdigit() else 0, 0):
+            await error_response(error)(scope, receive, send)
             return
         size = 0
 
         async def receive_some() -> Message:
             nonlocal size
             message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._limit:
-                raise self._error()  # where the body is read; the application answers it
+            more = len(message.get("body", b""))
+            size += more
+            self._held += more
+            if error := self._refusal(size, size):
+                raise error  # where the body is read; the application answers it
             return message
 
-        await self._app(scope, receive_some, send)
+        try:
+            await self._app(scope, receive_some, send)
+        finally:
+            self._held -= size
 
-    def _error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than {self._limit} bytes.")
+    def _refusal(self, size: int, held: int) -> TokenbusError | None:
+        """Of a body of `size` bytes, `held` of which are counted already."""
+        if size > self._limit:
+            return BodyTooLarge(f"The request body is larger than {self._limit} bytes.")
+        if size and self._held - held + size > self._total:
+            message = "The server holds as many request bodies as it can; try again later."
+            return QueueFull(message, retry_after=random.uniform(1, 3))
+        return None

@@ -29,6 +29,7 @@ def error_response(error: TokenbusError) -> Response:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        headers["Retry-After-Ms"] = str(max(1, math.ceil(error.retry_after * 1000)))  # OpenAI's library prefers it
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return json_response(error.body(), error.status, headers)

@@ -1,4 +1,4 @@
-"""Looks four times a second for what no event tells: dead workers, lost entries, deadlines. PROTOCOL, failures."""
+"""Looks four times a second for what no event tells: dead workers, lost entries, stalls. PROTOCOL, failures."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from gateway.inflight import InFlight
 from gateway.metrics import Metrics
 from registry.directory import Directory
 from shared.connection import BUS_ERRORS, Redis
-from shared.errors import DeadlineExceeded, NoWorkers
+from shared.errors import NoWorkers
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.queue import LEASE_MS, SUSPECT_AFTER_CRASHES, Entry, JobQueue
@@ -56,7 +56,7 @@ class Watch:
         """Until cancelled."""
         while True:
             await asyncio.sleep(self.EVERY_S)
-            self._end_overdue()
+            self._end_waits()
             self._hub.write_traces()
             try:
                 await self._tick()
@@ -170,15 +170,13 @@ class Watch:
         limit = self.SILENT_S if inflight.worker else self.QUEUED_SILENT_S
         return not inflight.closed and inflight.entry is not None and time.monotonic() - inflight.last_at > limit
 
-    def _end_overdue(self) -> None:
-        now, epoch_ms = time.monotonic(), time.time() * 1000
+    def _end_waits(self) -> None:
+        now = time.monotonic()
         waiting = {inflight.job.model for inflight in self._hub if not inflight.worker}
         alone = {model for model in waiting if not self._directory.snapshot.workers.get(model)}
         self._alone_since = {model: self._alone_since.get(model, now) for model in alone if now >= self._judge_after}
         for inflight in self._hub:
-            if inflight.job.deadline < epoch_ms:
-                self._hub.fail(inflight, DeadlineExceeded("The request took longer than its deadline allows."))
-            elif inflight.worker and now - inflight.last_at > self._stall_timeout:
+            if inflight.worker and now - inflight.last_at > self._stall_timeout:
                 self._hub.reissue(inflight, "stall", crashed=True)
             elif not inflight.worker and now - self._alone_since.get(inflight.job.model, now) > self._no_worker_timeout:
                 self._hub.fail(inflight, NoWorkers(f"No worker is left for '{inflight.job.model}'.", retry_after=10))

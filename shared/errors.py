@@ -15,6 +15,7 @@
     ├── WorkerLost                500 worker_lost            (its workers died; given up)
     ├── NoWorkers                 503 model_unavailable
     ├── BusUnavailable            503 bus_unavailable
+    ├── TooManyConnections        503 too_many_connections
     ├── ShuttingDown              503 shutting_down
     └── DeadlineExceeded          504 deadline_exceeded
 
@@ -125,6 +126,11 @@ class NoWorkers(TokenbusError):
 class BusUnavailable(TokenbusError):
     status = 503
     code = "bus_unavailable"
+
+
+class TooManyConnections(TokenbusError):
+    status = 503
+    code = "too_many_connections"
 
 
 class ShuttingDown(TokenbusError):

@@ -21,7 +21,9 @@ DispatchMethod = Literal["pull", "shortest_queue", "lottery"]
 LEASE_MS = 2500  # of workers and gateways alike
 LEASE_RENEW_S = 0.5
 SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own; then it is buried
-PAYLOAD_SLACK_MS = 60_000  # keys of a job outlive its deadline by this much
+PAYLOAD_TTL_MS = 15_000  # of what lies aside, unless its gateway renews it
+BURIED_PAYLOAD_TTL_MS = 24 * 3_600_000  # of that of a dead letter
+CANCELLED_SLACK_MS = 60_000  # that a cancellation outlives the job's deadline
 
 
 def script(name: str) -> str:
@@ -75,10 +77,10 @@ class JobQueue:
             raise QueueFull(f"{reply[1]} requests wait for '{first.model}' already; try again later.")
         return [Entry(*(part.decode() for part in reply[i : i + 3])) for i in range(1, len(reply), 3)]
 
-    async def put_aside(self, request: str, payloads: bytes, deadline: int) -> None:
+    async def put_aside(self, request: str, payloads: bytes) -> None:
         """What `set_aside` has made, where the workers look for it; before the first job, and again before a re-issue:
-        a Redis without persistence may have lost it."""
-        await self._redis.set(self._keys.payload(request), payloads, pxat=deadline + PAYLOAD_SLACK_MS, nx=True)
+        a Redis without persistence may have lost it. To be renewed, so that it goes with its gateway."""
+        await self._redis.set(self._keys.payload(request), payloads, px=PAYLOAD_TTL_MS, nx=True)
 
     async def reissue(self, old: Entry, job: Job) -> Entry:
         """The job's next attempt at the front class, in place of its old entry."""

@@ -8,9 +8,10 @@ from unittest.mock import ANY
 import msgspec
 import pytest
 
+from gateway.asked import Asked
 from gateway.errands import Errands
 from gateway.hub import Hub
-from gateway.inflight import MOST_MILESTONES, InFlight, Mailbox
+from gateway.inflight import MOST_MILESTONES, InFlight, Mailbox, Siblings
 from gateway.metrics import Metrics, TraceBudget
 from gateway.watch import Watch
 from registry.directory import Directory
@@ -59,7 +60,7 @@ class Bus:
 
     async def submit(self, *jobs: Job) -> Mailbox:
         mailbox = Mailbox()
-        await self.hub.submit(jobs or [make_job("r-0", max_tokens=9)], mailbox)
+        await self.hub.submit(jobs or [make_job("r-0", max_tokens=9)], mailbox, Asked("r"), slots=4)
         return mailbox
 
     async def claim(self, worker: str) -> Claim:
@@ -471,7 +472,7 @@ async def test_the_trace_of_a_job_tells_its_story(bus: Bus) -> None:
 
 
 def test_a_job_handed_on_for_ever_has_a_bounded_trace() -> None:
-    inflight = InFlight(make_job(), 0, 1, Mailbox())
+    inflight = InFlight(make_job(), 0, Mailbox(), Siblings("r", 1, 1))
     inflight.mark("accepted")
     for number in range(1000):
         inflight.mark("reissued", attempt=number)

@@ -148,7 +148,7 @@ async def test_a_large_payload_lies_once_beside_its_jobs(client: Any, keys: Keys
     payload = {"messages": [{"role": "user", "content": "x" * 70_000}]}
     small, blob = set_aside(jobs(4, payload=payload))
     assert blob is not None
-    await queue.put_aside("r", blob, small[0].deadline)
+    await queue.put_aside("r", blob)
     await queue.enqueue(small, 10, "pull")
     claims = await queue.claim("echo", "w1", free=4, block_ms=0)
     assert [claim.job.payload for claim in claims] == [0, 0, 0, 0]

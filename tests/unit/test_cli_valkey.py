@@ -35,7 +35,8 @@ def test_the_config_binds_to_loopback_and_appends(server: EmbeddedValkey) -> Non
     lines = (server.folder / "valkey.conf").read_text().splitlines()
     password = server.password_file.read_text().strip()
     expected = {"bind 127.0.0.1", f"port {server.port}", f"requirepass {password}", "appendonly yes"}
-    assert expected | {"appendfsync everysec"} <= set(lines)
+    expected |= {"appendfsync everysec", "maxmemory 1gb", "maxmemory-policy noeviction"}
+    assert expected <= set(lines)
     assert server.url == f"redis://:{password}@127.0.0.1:{server.port}"
 
 

@@ -1,0 +1,98 @@
+"""Connections, at most so many: uvicorn's own limit counts no idle ones and answers in plain text."""
+
+import asyncio
+import resource
+import secrets
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.responses import error_response
+from shared.errors import TooManyConnections
+from shared.logging import get_logger
+
+log = get_logger(__name__)
+
+OTHER_FILES = 512  # besides clients' connections: Redis, logs, and those that are being refused
+REFUSED_AT_ONCE = 256
+LINGER_S = 1.0  # closed at once, with the client's request unread, a connection would lose the answer
+
+
+class Door:
+    """How many connections may be open, and which are being refused."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.refused: set[Connection] = set()
+
+    def connection(self, **uvicorn: Any) -> "Connection":
+        return Connection(self, **uvicorn)
+
+
+class Connection(HttpToolsProtocol):
+    """Besides uvicorn's: beyond the limit it says so and closes; and a head has to come within the keep-alive time, be
+    it the first one or the next."""
+
+    def __init__(self, door: Door, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._door = door
+        self._head_by = self.loop.time() + self.timeout_keep_alive
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self._door.limit:
+            self._refuse(transport)
+            return
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.refused.discard(self)
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self in self._door.refused:
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        self._head_by = self.loop.time() + self.timeout_keep_alive
+        super().on_response_complete()
+
+    def _wait_for_head(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_at(self._head_by, self.timeout_keep_alive_handler)
+
+    def _refuse(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        if len(self._door.refused) >= REFUSED_AT_ONCE:
+            transport.abort()
+            return
+        self._door.refused.add(self)
+        transport.write(_refusal())
+        transport.write_eof()
+        self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, transport.abort)
+
+
+def _refusal() -> bytes:
+    error = TooManyConnections("The server has too many open connections; try again later.", retry_after=2)
+    response = error_response(error)
+    response.headers["connection"] = "close"
+    response.headers["x-request-id"] = f"req-{secrets.token_hex(16)}"
+    lines = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in response.raw_headers), b"", b""]
+    return b"\r\n".join(lines) + bytes(response.body)
+
+
+def that_fit(connections: int) -> int:
+    """So many connections, or what the limit of open files allows; the soft one is raised for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + OTHER_FILES
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        connections = max(1, allowed - OTHER_FILES)
+        log.warning("only %d connections: the hard limit of open files is %d (ulimit -Hn)", connections, hard)
+    return connections
