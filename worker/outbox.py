@@ -25,12 +25,10 @@ class Outbox:
         redis: Redis,
         keys: Keys,
         on_settled: Callable[[RunningJob], None],
-        on_gateway_gone: Callable[[str], None],
     ) -> None:
         self._redis = redis
         self._keys = keys
         self._on_settled = on_settled
-        self._on_gateway_gone = on_gateway_gone
         self._changed: dict[str, RunningJob] = {}
         self._frames: dict[str, list[Event]] = {}  # by gateway: built, not yet known to be sent
         self._ended: list[RunningJob] = []
@@ -100,14 +98,9 @@ class Outbox:
                 settle(pipe, running.entry)
             for request in orphaned:
                 pipe.unlink(self._keys.payload(request))
-            replies = await pipe.execute()
+            await pipe.execute()
         self._frames.clear()
         del self._ended[: len(ended)]
         self._orphaned -= orphaned
         for running in ended:
             self._on_settled(running)
-        unheard = [gateway for gateway, receivers in zip(frames, replies, strict=False) if receivers == 0]
-        for gateway in unheard:
-            # It may only be subscribing again; its lease tells.
-            if not await self._redis.exists(self._keys.gateway(gateway)):
-                self._on_gateway_gone(gateway)

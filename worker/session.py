@@ -15,8 +15,9 @@ from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
-from shared.queue import SUSPECT_AFTER_CRASHES, Claim, Entry, JobQueue
+from shared.queue import LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, Claim, Entry, JobQueue
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
+from worker.inquiry import Inquiry
 from worker.outbox import Outbox
 from worker.running import RunningJob
 
@@ -25,6 +26,7 @@ log = get_logger(__name__)
 BLOCK_MS = 500  # how long a read waits before it looks up again
 BEAT_S = 0.2
 LOOP_HANGS_AFTER_S = 10.0
+CLOCKS_DIFFER_MS = 10_000  # gateways withdraw what is overdue; this is for what they left behind
 GOODBYE_S = 1.5  # Redis may be away; then the lease runs out by itself
 
 
@@ -60,7 +62,8 @@ class Session:
         self._hang_timeout = hang_timeout
         self._drain_timeout = drain_timeout
         self._queue = JobQueue(redis, keys)
-        self._outbox = Outbox(redis, keys, self._settled, self._gateway_gone)
+        self._inquiry = Inquiry(redis, keys, self.model, self.id)
+        self._outbox = Outbox(redis, keys, self._settled)
         self._lease = LeaseKeeper(redis_url, keys, self.info, self._healthy, self._lease_lost_in_thread)
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningJob] = {}  # by request id: what the engine has
@@ -85,6 +88,7 @@ class Session:
             helpers = [
                 tasks.create_task(self._outbox.run(), name="outbox"),
                 tasks.create_task(self._beat(), name="beat"),
+                tasks.create_task(self._drop_orphans(), name="orphans"),
             ]
             # An abort that is lost with a connection does no harm: its job's frames are answered with another.
             hearing = Hearing()
@@ -183,46 +187,24 @@ class Session:
         if not new:
             return
         # Should this fail, they are not held yet, and so are read again.
-        has_lease, void = await self._look_up(new)
+        found = await self._inquiry.into(new)
         self._held |= {running.entry: running for running in new}
-        if not has_lease:
+        if not found.has_lease:
             # What a worker without a lease claims is taken for lost with it. The lease thread would tell only later.
             self.leave(Leaving.LEASE_LOST)
             self._release(new)
             await self._outbox.flushed()
             return
         for running in new:
-            if running.request_id in void or running.job.deadline < time.time() * 1000:
+            if running.request_id in found.orphans:
+                self._outbox.settle_orphan(running)
+            elif running.request_id in found.void or running.job.deadline + CLOCKS_DIFFER_MS < time.time() * 1000:
                 self._outbox.settle_unrun(running)
-                continue
-            if _is_suspect(running):
+            elif _is_suspect(running):
                 self._suspects.append(running)
             else:
                 self._outbox.changed(running)  # publishes Claimed
                 self._submit(running)
-
-    async def _look_up(self, new: list[RunningJob]) -> tuple[bool, set[str]]:
-        """Fetches payloads that lie aside. Returns whether this worker still has its lease, and the request ids of jobs
-        that are cancelled or whose payload is gone."""
-        aside = list({running.job.request for running in new if isinstance(running.job.payload, int)})
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for running in new:
-                pipe.exists(self._keys.cancelled(running.job.id))
-            for request in aside:
-                pipe.get(self._keys.payload(request))
-            pipe.exists(self._keys.worker(self.model, self.id))
-            *replies, has_lease = await pipe.execute()
-        void = {running.request_id for running, cancelled in zip(new, replies, strict=False) if cancelled}
-        payloads = dict(zip(aside, replies[len(new) :], strict=True))
-        for running in new:
-            index = running.job.payload
-            if isinstance(index, dict):
-                continue
-            if blob := payloads[running.job.request]:
-                running.job = msgspec.structs.replace(running.job, payload=msgspec.json.decode(blob)[index])
-            else:
-                void.add(running.request_id)
-        return bool(has_lease), void
 
     async def _start_suspect(self) -> None:
         """Only now its claim is published, and first: what kills this worker while it waits must not be laid to it,
@@ -269,14 +251,22 @@ class Session:
             self._suspects.remove(running)
         self._free(running)
 
-    def _gateway_gone(self, gateway: str) -> None:
-        """No computing for nobody."""
-        orphans = [running for running in self._held.values() if running.job.gateway == gateway and not running.ended]
-        for running in orphans:
-            self._stop_running(running)
-            self._outbox.settle_orphan(running)
-        if orphans:
-            log.info("dropped %d jobs of gateway %s, which is gone", len(orphans), gateway)
+    async def _drop_orphans(self) -> None:
+        """No computing for nobody: jobs whose gateway is gone. Its lease tells; that somebody hears what is published
+        does not, since anybody may listen, and one that only subscribes anew hears nothing for a moment."""
+        while True:
+            await asyncio.sleep(LEASE_RENEW_S)
+            try:
+                gone = await self._inquiry.without_lease({running.job.gateway for running in self._held.values()})
+            except BUS_ERRORS as error:
+                log.debug("no look at the gateways: %s", error)
+                continue
+            orphans = [one for one in self._held.values() if one.job.gateway in gone and not one.ended]
+            for running in orphans:
+                self._stop_running(running)
+                self._outbox.settle_orphan(running)
+            if orphans:
+                log.info("dropped %d jobs of gateways that are gone", len(orphans))
 
     # -- control --------------------------------------------------------------------------------------------------
 

@@ -166,6 +166,17 @@ def test_the_length_limit_is_the_model_s_own(save_model: SaveModel, load: Load) 
         embedder.submit({"inputs": [[5] * 21]})
 
 
+def test_a_text_that_can_never_fit_is_not_even_tokenized(
+    save_model: SaveModel, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_model("bert", AutoModel)
+    as_sentence_transformer(path, {"pooling_mode_mean_tokens": True}, "Pooling")
+    embedder = load(path)
+    monkeypatch.setattr(embedder.stepper, "_encoder", None)
+    with pytest.raises(ContextLengthExceeded, match="maximum context length"):
+        embedder.submit({"inputs": ["the " * 1_000_000]})
+
+
 @pytest.mark.parametrize(
     ("pooling", "kinds", "why"),
     [

@@ -10,7 +10,8 @@ from shared.messages import Abort, Claimed, Delta, Drain, Failed, Finished, Rele
 from shared.queue import JobQueue
 from tests.conftest import wait_until
 from tests.integration.bus import echo_session, listening, make_job
-from worker.session import Leaving, Session
+from worker.inquiry import Inquiry
+from worker.session import Leaving
 
 
 async def enqueue(client: Any, keys: Keys, *jobs: Any) -> list[Any]:
@@ -237,14 +238,14 @@ async def test_a_job_whose_look_up_failed_is_read_again(
     client: Any, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection drops after the claim: what was delivered lies in the pending list."""
-    look_up, failures = Session._look_up, [ConnectionError("dropped")]
+    look_up, failures = Inquiry.into, [ConnectionError("dropped")]
 
-    async def fail_once(self: Session, new: list[Any]) -> Any:
+    async def fail_once(self: Inquiry, new: list[Any]) -> Any:
         if failures:
             raise failures.pop()
         return await look_up(self, new)
 
-    monkeypatch.setattr(Session, "_look_up", fail_once)
+    monkeypatch.setattr(Inquiry, "into", fail_once)
     async with listening(client, keys) as heard, echo_session(client, redis_url, keys):
         await enqueue(client, keys, make_job("r-0"))
         await wait_until(lambda: heard.of("r-0", Finished), description="it ran all the same")

@@ -4,7 +4,7 @@ import base64
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from worker.engines.pooling import Pooling
 from worker.engines.prompts import encodable
 
 STEP_TOKENS = 2048  # computed in one step
+DROPPED = 16  # a normalizer may drop most of a text (spaces), and a long word may become one token
 BATCH_TOKENS = 512  # of them in one forward pass, padding included; one longer input has a pass of its own
 
 
@@ -48,6 +49,8 @@ class EmbeddingStepper:
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._vocabulary: int = self._checkpoint.config.get_text_config().vocab_size
         self._max_tokens = self._checkpoint.max_input_tokens(tokenizer)
+        # In bytes; what is longer need not be tokenized to be refused.
+        self._largest = DROPPED * self._max_tokens * max(len(token.encode()) for token in self._encoder.get_vocab())
         self._embed([[1], [1, 1]])  # an encoder that cannot be run this way is found out now
         return EngineInfo(
             name="transformers",
@@ -69,7 +72,8 @@ class EmbeddingStepper:
         if isinstance(text, str):
             if not text:
                 raise InvalidRequest("'input' must not contain an empty string.", param="input")
-            encodable(text)
+            if (size := len(encodable(text))) > self._largest:
+                self._refuse(f"{size} bytes")
             ids = list(self._encoder.encode(self._pooling.text(text)).ids)
         elif isinstance(text, list) and all(isinstance(token, int) and 0 <= token < self._vocabulary for token in text):
             ids = text
@@ -78,12 +82,15 @@ class EmbeddingStepper:
         if not ids:
             raise InvalidRequest("'input' must not be empty.", param="input")
         if len(ids) > self._max_tokens:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._max_tokens} tokens. However, your input resulted in "
-                f"{len(ids)} tokens. Please reduce its length.",
-                param="input",
-            )
+            self._refuse(f"{len(ids)} tokens")
         return ids
+
+    def _refuse(self, amount: str) -> NoReturn:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {self._max_tokens} tokens. However, your input resulted in "
+            f"{amount}. Please reduce its length.",
+            param="input",
+        )
 
     def add(self, prepared: Batch) -> None:
         self.waiting.append(prepared)

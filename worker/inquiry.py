@@ -1,0 +1,70 @@
+"""What a worker asks Redis about its jobs: are they still wanted, what do they say, who waits for them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from shared.connection import Redis
+from shared.keys import Keys
+from worker.running import RunningJob
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """`void`: jobs that are cancelled or whose payload is gone; `orphans`: whose gateway is. By the engine's ids."""
+
+    has_lease: bool
+    void: set[str]
+    orphans: set[str]
+
+
+class Inquiry:
+    def __init__(self, redis: Redis, keys: Keys, model: str, worker: str) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._lease = keys.worker(model, worker)
+
+    async def into(self, new: Sequence[RunningJob]) -> Findings:
+        """Of jobs that were just claimed; fetches their payloads where they lie aside."""
+        aside = sorted({one.job.request for one in new if isinstance(one.job.payload, int)})
+        gateways = sorted({one.job.gateway for one in new})
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for one in new:
+                pipe.exists(self._keys.cancelled(one.job.id))
+            for request in aside:
+                pipe.get(self._keys.payload(request))
+            for gateway in gateways:
+                pipe.exists(self._keys.gateway(gateway))
+            pipe.exists(self._lease)
+            *replies, has_lease = await pipe.execute()
+        cancelled, found = replies[: len(new)], replies[len(new) : len(new) + len(aside)]
+        living = {gateway for gateway, lives in zip(gateways, replies[len(new) + len(aside) :], strict=True) if lives}
+        void = {one.request_id for one, is_cancelled in zip(new, cancelled, strict=True) if is_cancelled}
+        void |= _unpack(new, dict(zip(aside, found, strict=True)))
+        orphans = {one.request_id for one in new if one.job.gateway not in living}
+        return Findings(bool(has_lease), void, orphans)
+
+    async def without_lease(self, gateways: Iterable[str]) -> set[str]:
+        asked = list(gateways)
+        if not asked:
+            return set()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for gateway in asked:
+                pipe.exists(self._keys.gateway(gateway))
+            replies = await pipe.execute()
+        return {gateway for gateway, lives in zip(asked, replies, strict=True) if not lives}
+
+
+def _unpack(new: Sequence[RunningJob], payloads: dict[str, bytes | None]) -> set[str]:
+    """Gives each job the payload that it only pointed to; returns those whose payload is gone."""
+    missing = set()
+    for one in new:
+        index = one.job.payload
+        if isinstance(index, dict):
+            continue
+        if blob := payloads[one.job.request]:
+            one.job = msgspec.structs.replace(one.job, payload=msgspec.json.decode(blob)[index])
+        else:
+            missing.add(one.request_id)
+    return missing
