@@ -76,11 +76,11 @@ class Stack:
         await wait_until(lambda: self._answers("/readyz"), description=f"gateway ready; {process.log}")
         return process
 
-    async def worker(self, *flags: str, **environment: str) -> Process:
+    async def worker(self, *flags: str, module: str = "worker", **environment: str) -> Process:
         """Ready to claim when this returns. The echo engine unless the flags say otherwise."""
         if "--engine" not in flags and "--model-path" not in flags:
             flags = ("--engine", "echo", *flags)
-        process = self.spawn("worker", *flags, **environment)
+        process = self.spawn(module, *flags, **environment)
 
         def ready() -> bool:
             assert not process.ended, process.said()

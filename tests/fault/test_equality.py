@@ -1,0 +1,230 @@
+"""A reply of the real model whose worker, bus or link broke in the middle equals the undisturbed one."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+import redis
+
+from shared.keys import Keys
+from tests.conftest import RedisServer, wait_until
+from tests.e2e.conftest import CHAT, chat_weights, server_in
+from tests.e2e.wire import Connection
+from tests.fault.link import Link
+from tests.fault.replies import Reply, all_replies, ask, straddling_stop
+from tests.fault.streams import Progress, metric, redelivered, rows
+from tests.fault.wiretap import Wiretap
+from tests.processes import Process, Stack
+
+pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
+
+FLAGS = ("--model-path", chat_weights(), "--model-names", CHAT, "--max-model-len", "512", "--threads", "1")
+DISTURB_BETWEEN = (30, 120)  # chunks, of the 400 or so that all streams make
+
+
+class World:
+    """One gateway, two workers that each have a link of their own, and a Redis with an append-only file."""
+
+    def __init__(self, stack: Stack, server: RedisServer) -> None:
+        self.stack = stack
+        self.server = server
+        self.workers: list[tuple[Process, Link]] = []
+        self.stop = ""
+        self.undisturbed: dict[str, Reply] = {}
+
+    async def complete(self) -> None:
+        """Two workers again, after a fault."""
+        gone = [pair for pair in self.workers if pair[0].ended]
+        for pair in gone:
+            self.workers.remove(pair)
+            pair[1].close()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(2 - len(self.workers)):
+                tasks.create_task(self._start(), name="worker")
+        await rows(self.stack, 2)
+
+    async def _start(self) -> None:
+        link = Link(self.server.url)
+        self.workers.append((await self.stack.worker(*FLAGS, "--redis-url", link.url), link))
+
+    async def worker_id(self, process: Process) -> str:
+        """Its present one; the last that it announced."""
+        lines = [line for line in process.said().splitlines() if " serves " in line]
+        return lines[-1].split(" serves ")[0].split()[-1]
+
+    def close(self) -> None:
+        for _, link in self.workers:
+            link.close()
+        self.stack.close()
+        self.server.kill()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    server = server_in(tmp_path_factory.mktemp("redis"), "--appendonly", "yes")
+    server.start()
+    world = World(Stack(server.url, tmp_path_factory.mktemp("model")), server)
+    try:
+        await world.stack.gateway()
+        await world.complete()
+        world.stop = await straddling_stop(world.stack)
+        world.undisturbed = await all_replies(world.stack, world.stop, Progress())
+        yield world
+    finally:
+        world.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def world(shared_world: World) -> World:
+    await shared_world.complete()
+    return shared_world
+
+
+async def stopped_for_longer_than_its_lease(world: World) -> None:
+    """It wakes while others go on with what it had. Whatever it still says is fenced off."""
+    process = world.workers[0][0]
+    former = await world.worker_id(process)
+    before = await redelivered(world.stack, reason="worker_lost")
+    fenced = await metric(world.stack, "fenced_deltas_total")
+
+    async def given_away() -> bool:
+        return await redelivered(world.stack, reason="worker_lost") > before
+
+    process.signal(signal.SIGSTOP)
+    await wait_until(given_away, description="its jobs are given away")
+    tap = Wiretap(world.server.url)
+    process.signal(signal.SIGCONT)
+
+    async def is_back() -> bool:
+        return await world.worker_id(process) != former
+
+    await wait_until(is_back, description="it is back under a new id")
+    spoke = len(tap.of(former))
+    tap.close()
+    assert await metric(world.stack, "fenced_deltas_total") >= fenced + spoke
+
+
+async def frames_lost(world: World) -> None:
+    """A step of the model may take longer than it takes to subscribe again: cut until something was lost."""
+    before = await redelivered(world.stack, reason="gap")
+
+    async def lost() -> bool:
+        with redis.Redis.from_url(world.server.url) as client:
+            client.client_kill_filter(_type="pubsub")
+        return await redelivered(world.stack, reason="gap") > before
+
+    await wait_until(lost, description="frames are lost", every=0.3)
+
+
+async def redis_restarted(world: World) -> None:
+    world.server.kill()
+    world.server.start()
+
+
+async def cut_off(world: World) -> None:
+    """Until its jobs are elsewhere; then the way is free again."""
+    before = await redelivered(world.stack, reason="worker_lost")
+    process, link = world.workers[0]
+    former = await world.worker_id(process)
+    link.cut()
+    try:
+
+        async def given_away() -> bool:
+            return await redelivered(world.stack, reason="worker_lost") > before
+
+        await wait_until(given_away, description="its jobs are given away")
+    finally:
+        link.reset()
+
+    async def is_back() -> bool:
+        return await world.worker_id(process) != former
+
+    await wait_until(is_back, description="it is back under a new id")
+
+
+async def killed(world: World) -> None:
+    world.workers[0][0].kill()
+
+
+async def asked_to_leave(world: World) -> None:
+    assert await asyncio.to_thread(world.workers[0][0].terminate, 2) == 0
+
+
+FAULTS: dict[Callable[[World], Awaitable[None]], str | None] = {  # with the reason that the metrics give, if it is one
+    stopped_for_longer_than_its_lease: "worker_lost",
+    frames_lost: "gap",
+    redis_restarted: None,
+    cut_off: "worker_lost",
+    killed: "worker_lost",  # last, since loading the model anew costs more than the rest
+    asked_to_leave: "released",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+async def test_every_reply_equals_the_undisturbed_one(world: World, fault: Callable[[World], Awaitable[None]]) -> None:
+    moment = random.Random(fault.__name__).randrange(*DISTURB_BETWEEN)
+    progress, before = Progress(), await redelivered(world.stack)
+    of_reason = await redelivered(world.stack, reason=FAULTS[fault] or "")
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(all_replies(world.stack, world.stop, progress), name="replies")
+        await progress.reached(moment)
+        await fault(world)
+    assert_equal(running.result(), world.undisturbed)
+    if reason := FAULTS[fault]:
+        assert await redelivered(world.stack, reason=reason) > of_reason
+    print(f"after {moment} chunks: {await redelivered(world.stack) - before:.0f} re-issued")
+    await wait_until(lambda: is_empty(world), description="nothing is left in the streams")
+
+
+def assert_equal(replies: dict[str, Reply], undisturbed: dict[str, Reply]) -> None:
+    for name, expected in undisturbed.items():
+        assert replies[name] == expected, name
+
+
+async def test_the_undisturbed_replies_are_worth_comparing(shared_world: World) -> None:
+    replies = shared_world.undisturbed
+    assert replies["stop"].finish_reasons == [["stop"]]
+    assert shared_world.stop not in replies["stop"].texts[0]
+    assert len(set(replies["choices"].texts)) == 3
+    assert replies["greedy"].texts != replies["seeded"].texts
+    assert any(ord(letter) > 127 for letter in replies["unicode"].texts[0])
+    for name, reply in replies.items():
+        assert reply.usage is not None
+        assert reply.usage["completion_tokens"] >= 20, name
+    choices = replies["choices"].usage
+    assert choices is not None
+    assert choices["prompt_tokens"] < 50  # not three times that
+
+
+async def test_a_worker_leaves_within_two_seconds_of_a_long_prompts_arrival(shared_world: World) -> None:
+    """Whoever is left; nobody has to take over what it hands back."""
+    await rows(shared_world.stack, sum(not process.ended for process, _ in shared_world.workers))
+    process = next(process for process, _ in shared_world.workers if not process.ended)
+    connection = await Connection.open(shared_world.stack)
+    await connection.send(ask("rain and sun " * 160, 100))
+    await wait_until(lambda: pending(shared_world) == 1, description="it is claimed", every=0.005)
+    assert await asyncio.to_thread(process.terminate, 2) == 0
+    await wait_until(lambda: waiting(shared_world) == 1, description="the job waits again", timeout=1)
+    connection.reset()
+    await wait_until(lambda: is_empty(shared_world), description="nothing is left")
+
+
+def waiting(world: World) -> int:
+    return length(world) - pending(world)
+
+
+def is_empty(world: World) -> bool:
+    return length(world) == 0
+
+
+def length(world: World) -> int:
+    with redis.Redis.from_url(world.server.url) as client:
+        return sum(client.xlen(stream) for stream in Keys().job_streams(CHAT))
+
+
+def pending(world: World) -> int:
+    with redis.Redis.from_url(world.server.url) as client:
+        return sum(client.xpending(stream, "workers")["pending"] for stream in Keys().job_streams(CHAT))

@@ -1,0 +1,129 @@
+"""A gateway is killed: nobody computes for it any longer than a lease, and nothing of it stays in Redis."""
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import redis
+
+from shared.keys import GROUP, Keys
+from tests.conftest import wait_until
+from tests.e2e.wire import Connection, chat
+from tests.fault.streams import Progress, check, redelivered, rows, used
+from tests.processes import Stack
+
+KEYS = Keys()
+FLAGS = ("--model-names", "echo", "--echo-interval-ms", "20")
+LARGE = "w" * 70_000  # its payload lies aside
+TOKENS = 5000  # more than any of these tests waits for
+
+
+def left_in(bus: redis.Redis) -> dict[str, list[str]]:
+    """Everything that a job or a worker may leave behind."""
+    streams = [*KEYS.job_streams("echo"), *sorted(bus.scan_iter("tokenbus:inbox:*"))]
+    return {
+        "entries": [id for stream in streams for id, _ in bus.xrange(stream)],
+        "pending": [row for stream in streams for row in bus.xpending_range(stream, GROUP, "-", "+", 100)],
+        "consumers": sorted({row["name"] for stream in streams for row in bus.xinfo_consumers(stream, GROUP)}),
+        "inboxes": sorted(bus.scan_iter("tokenbus:inbox:*")),
+        "workers": bus.zrange(KEYS.workers("echo"), 0, -1),
+        "payloads": list(bus.scan_iter("tokenbus:payload:*")),
+    }
+
+
+async def until_as_new(bus: redis.Redis, workers: list[str]) -> None:
+    """What a system has in which these workers have just come. Two sweeps and a lease, and again as much."""
+
+    def seen() -> dict[str, list[str]]:
+        left = left_in(bus)  # a living worker may have claimed from a stream or not yet
+        return {**left, "consumers": [name for name in left["consumers"] if name not in workers]}
+
+    inboxes = [KEYS.inbox("echo", worker) for worker in workers]
+    expected = {"entries": [], "pending": [], "consumers": [], "inboxes": inboxes, "workers": workers, "payloads": []}
+    with contextlib.suppress(AssertionError):
+        await wait_until(lambda: seen() == expected, description="nothing is left", timeout=13)
+    assert seen() == expected
+
+
+Send = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+async def send() -> AsyncIterator[Send]:
+    """`await send(stack, count)`: that many streams that nobody reads, until the test ends."""
+    connections: list[Connection] = []
+
+    async def send(stack: Stack, count: int, text: str = "a b") -> None:
+        for _ in range(count):
+            connections.append(await Connection.open(stack))
+            await connections[-1].send(chat(text, max_tokens=TOKENS, stream=True))
+
+    yield send
+    for connection in connections:
+        connection.reset()
+
+
+@pytest.mark.parametrize(("method", "seed"), [("pull", 1), ("shortest_queue", 2)])
+async def test_its_slots_are_free_within_a_lease_and_the_other_gateways_streams_go_on(
+    stack: Stack, second: Stack, bus: redis.Redis, send: Send, method: str, seed: int
+) -> None:
+    doomed = await stack.gateway("--dispatch-method", method)
+    await second.gateway("--dispatch-method", method)
+    await stack.worker(*FLAGS, "--limit-worker-concurrency", "4")
+    (worker,) = await rows(stack, 1)
+    progress = Progress()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(2):
+            tasks.create_task(check(second, number, 400, progress))
+        await progress.reached(2, streams=2)
+        await send(stack, 2)
+        await wait_until(lambda: used(stack, 4), description="all slots are taken")
+        await send(stack, 2)
+        await send(stack, 1, LARGE)
+        await wait_until(lambda: len(left_in(bus)["entries"]) == 7, description="three wait")
+        await progress.reached(progress.chunks + random.Random(seed).randrange(5, 60))
+        doomed.kill()
+        killed_at = time.monotonic()
+        await wait_until(lambda: used(stack, 2), description="its slots are free", timeout=6)
+        print(f"free after {time.monotonic() - killed_at:.2f} s")
+    assert await redelivered(second) == 0
+    await until_as_new(bus, [worker["worker"]])
+
+
+@pytest.mark.parametrize("method", ["pull", "shortest_queue"])
+async def test_what_waited_for_it_goes_too_where_no_worker_lives(
+    stack: Stack, second: Stack, bus: redis.Redis, send: Send, method: str
+) -> None:
+    doomed = await stack.gateway("--dispatch-method", method)
+    await second.gateway()
+    worker = await stack.worker(*FLAGS, "--limit-worker-concurrency", "4")
+    await rows(stack, 1)
+    await send(stack, 2)
+    await wait_until(lambda: used(stack, 2), description="two run")
+    worker.signal(signal.SIGSTOP)  # what comes now is delivered to it or addressed to it, and never read
+    await send(stack, 3)
+    await send(stack, 1, LARGE)
+    await wait_until(lambda: len(left_in(bus)["entries"]) == 6, description="four wait")
+    worker.kill()
+    doomed.kill()
+    await until_as_new(bus, [])
+
+
+async def test_what_waited_for_it_goes_too_while_others_keep_every_slot(
+    stack: Stack, second: Stack, bus: redis.Redis, send: Send
+) -> None:
+    """A queue that nobody reads for minutes must not show jobs that nobody waits for."""
+    doomed = await stack.gateway()
+    await second.gateway()
+    await stack.worker(*FLAGS, "--limit-worker-concurrency", "1")
+    await rows(stack, 1)
+    await send(second, 1)
+    await wait_until(lambda: used(stack, 1), description="the only slot is taken")
+    await send(stack, 3)
+    await wait_until(lambda: len(left_in(bus)["entries"]) == 4, description="three wait")
+    doomed.kill()
+    await wait_until(lambda: len(left_in(bus)["entries"]) == 1, description="they are gone", timeout=12)

@@ -1,0 +1,132 @@
+"""Redis is killed and comes back, with its data or without: every stream ends exact, and nothing grows meanwhile."""
+
+import asyncio
+import random
+import time
+
+import httpx2
+import psutil
+import pytest
+import redis
+
+from shared.keys import CLASSES, GROUP, Keys
+from tests.conftest import RedisServer, wait_until
+from tests.e2e.wire import chat, error_of
+from tests.fault.streams import CHAT, Progress, check, redelivered, rows, status, used
+from tests.processes import Process, Stack
+
+KEYS = Keys()
+NORMAL = KEYS.jobs("echo", CLASSES[1])
+MAY_GROW = 6 * 2**20  # bytes
+
+
+def waiting(server: RedisServer) -> set[bytes]:
+    """Entries that were delivered to nobody."""
+    with redis.Redis.from_url(server.url) as client:
+        rows = client.xpending_range(NORMAL, GROUP, "-", "+", 100)
+        return {id for id, _ in client.xrange(NORMAL)} - {row["message_id"] for row in rows}
+
+
+@pytest.mark.parametrize(("away", "seed"), [(0.0, 1), (4.0, 2)], ids=["shortly", "longer-than-a-lease"])
+async def test_with_an_append_only_file_queued_jobs_survive_and_streams_go_on(
+    lasting_stack: Stack, lasting_redis: RedisServer, away: float, seed: int
+) -> None:
+    stack, server = lasting_stack, lasting_redis
+    await stack.gateway()
+    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "2")
+    await rows(stack, 1)
+    progress = Progress()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(2):
+            tasks.create_task(check(stack, number, 200, progress))
+        await progress.reached(2, streams=2)
+        for number in range(2, 6):
+            tasks.create_task(check(stack, number, 30, progress))
+        await wait_until(lambda: len(waiting(server)) == 4, description="four wait")
+        queued = waiting(server)
+        await progress.reached(random.Random(seed).randrange(20, 150))
+        await restart(server, away)
+        assert waiting(server) == queued
+    assert await redelivered(stack, reason="entry_lost") <= 2  # those that ran
+    await wait_until(lambda: used(stack, 0), description="no slot is held")
+    await check(stack, 9, 5)
+
+
+async def restart(server: RedisServer, away: float) -> None:
+    server.kill()
+    back_at = time.monotonic() + away
+    await wait_until(lambda: time.monotonic() >= back_at, description="the time is over")
+    server.start()
+
+
+@pytest.mark.parametrize("seed", [3])
+async def test_without_persistence_everything_is_issued_again(
+    own_stack: Stack, own_redis: RedisServer, seed: int
+) -> None:
+    stack = own_stack
+    await stack.gateway()
+    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "2")
+    await rows(stack, 1)
+    progress = Progress()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(2):
+            tasks.create_task(check(stack, number, 200, progress))
+        await progress.reached(2, streams=2)
+        for number in range(2, 6):
+            tasks.create_task(check(stack, number, 30, progress))
+        await wait_until(lambda: len(waiting(own_redis)) == 4, description="four wait")
+        await progress.reached(random.Random(seed).randrange(20, 150))
+        await restart(own_redis, 1.0)
+    assert await redelivered(stack) >= 4
+    with redis.Redis.from_url(own_redis.url) as client:
+        assert [len(client.xinfo_groups(jobs)) for jobs in KEYS.job_streams("echo")] == [1, 1, 1]
+        assert [client.xlen(jobs) for jobs in KEYS.job_streams("echo")] == [0, 0, 0]
+    await wait_until(lambda: used(stack, 0), description="no slot is held")
+
+
+def resident(processes: list[Process]) -> list[int]:
+    return [psutil.Process(process.pid).memory_info().rss for process in processes]
+
+
+@pytest.mark.parametrize("seed", [4])
+async def test_while_redis_is_away_new_requests_are_refused_and_nothing_grows(
+    own_stack: Stack, own_redis: RedisServer, seed: int
+) -> None:
+    """Eight fast streams run into the void for some seconds."""
+    stack = own_stack
+    processes = [
+        await stack.gateway(),
+        await stack.worker("--model-names", "echo", "--echo-interval-ms", "1"),
+    ]
+    await rows(stack, 1)
+    progress = Progress()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(8):
+            tasks.create_task(check(stack, number, 8000, progress))
+        await progress.reached(random.Random(seed).randrange(500, 2000), streams=8)
+        own_redis.kill()
+        await wait_until(lambda: refused(stack), description="new requests are refused", timeout=5)
+        before, until = resident(processes), time.monotonic() + 4
+        while time.monotonic() < until:
+            assert await refused(stack)
+        grown = [now - then for now, then in zip(resident(processes), before, strict=True)]
+        own_redis.start()
+    print(f"grown by {[f'{growth / 2**20:.1f} MB' for growth in grown]}")
+    assert max(grown) < MAY_GROW
+
+
+async def refused(stack: Stack) -> bool:
+    """503 and when to come back, for whatever is asked; but the process lives."""
+    assert await status(stack, "/health") == 200
+    async with httpx2.AsyncClient(base_url=stack.url, timeout=20) as http:
+        responses = [
+            await http.get("/readyz"),
+            await http.post(CHAT, json=chat("a")),
+            await http.post(CHAT, json=chat("a", stream=True)),
+        ]
+    for response in responses:
+        if response.status_code != 503:
+            return False
+        assert error_of(response)["code"] == "bus_unavailable"
+        assert int(response.headers["retry-after"]) >= 1
+    return True
