@@ -86,7 +86,7 @@ class Stack:
             assert not process.ended, process.said()
             return " serves " in process.said()
 
-        await wait_until(ready, description=f"worker ready; {process.log}", timeout=90)
+        await wait_until(ready, description=f"worker ready; {process.log}", timeout=180)
         return process
 
     async def models(self, *names: str, timeout: float = 10) -> None:

@@ -1,76 +1,17 @@
-"""Workers come, go, die and fall asleep; their clients see unbroken, exact streams."""
+"""How workers start, what they are called, and what they say when they cannot. What breaks them: tests/fault."""
 
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from tests.conftest import RedisServer, wait_until
-from tests.e2e.wire import Streamed, chat, cycle, error_of, post, stream
+from tests.e2e.wire import chat, error_of, post
+from tests.fault.streams import check, rows
 from tests.processes import Process, Stack
-
-METHODS = ["pull", "shortest_queue", "lottery"]
-
-
-async def rows(stack: Stack, count: int) -> list[dict[str, Any]]:
-    """The registry, once it has so many workers."""
-
-    async def enough() -> list[dict[str, Any]] | None:
-        found = await stack.registry()
-        return found if len(found) == count else None
-
-    found: list[dict[str, Any]] = await wait_until(enough, description=f"{count} workers")
-    return found
-
-
-def busy(rows: list[dict[str, Any]]) -> int:
-    return sum(row["slots_used"] > 0 for row in rows)
-
-
-async def both_stream(stack: Stack, used: int) -> None:
-    async def so() -> bool:
-        found = await stack.registry()
-        return len(found) == 2 and busy(found) == 2 and sum(row["slots_used"] for row in found) == used
-
-    await wait_until(so, description=f"two workers share {used} streams")
-
-
-def texts(number: int) -> str:
-    return f"a{number} b{number} c{number} d{number} e{number}"
-
-
-async def check(stack: Stack, number: int, tokens: int) -> None:
-    streamed = await stream(stack, chat(texts(number), max_tokens=tokens, stream_options={"include_usage": True}))
-    assert_exact(streamed, number, tokens)
-
-
-def assert_exact(streamed: Streamed, number: int, tokens: int) -> None:
-    assert streamed.error is None
-    assert streamed.text() == cycle(texts(number), tokens)
-    assert streamed.finish_reasons == ["length"]
-    assert streamed.done
-    assert streamed.chunks[-1]["usage"]["completion_tokens"] == tokens
-
-
-@pytest.mark.parametrize("method", METHODS)
-async def test_two_workers_of_a_model_both_get_work_and_one_may_die(stack: Stack, method: str) -> None:
-    await stack.gateway("--dispatch-method", method)
-    flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "8")
-    first = await stack.worker(*flags)
-    await stack.worker(*flags)
-    await rows(stack, 2)
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(8):
-            tasks.create_task(check(stack, number, 120))
-        await both_stream(stack, 8)
-        first.kill()
-    assert len(await rows(stack, 1)) == 1
-    await check(stack, 9, 3)
 
 
 async def test_the_only_worker_is_listed_within_a_second_and_gone_within_five(stack: Stack) -> None:
@@ -79,87 +20,6 @@ async def test_the_only_worker_is_listed_within_a_second_and_gone_within_five(st
     await stack.models("echo", "parrot", timeout=1)
     worker.kill()
     await stack.models(timeout=5)
-
-
-async def test_a_stream_without_a_worker_waits_for_the_next_one_and_goes_on(stack: Stack) -> None:
-    await stack.gateway()
-    flags = ("--model-names", "echo", "--echo-interval-ms", "20")
-    worker = await stack.worker(*flags)
-    await stack.models("echo")
-    running = asyncio.create_task(stream(stack, chat(texts(1), max_tokens=120, stream_options={"include_usage": True})))
-    await wait_until(lambda: _used(stack, 1), description="it streams")
-    worker.kill()
-    await stack.worker(*flags)
-    assert_exact(await running, 1, 120)
-
-
-async def _used(stack: Stack, slots: int) -> bool:
-    return sum(row["slots_used"] for row in await stack.registry()) == slots
-
-
-async def test_sigterm_hands_the_streams_over_and_ends_within_two_seconds(stack: Stack, bus: redis.Redis) -> None:
-    await stack.gateway()
-    flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "8")
-    leaving = await stack.worker(*flags)
-    await stack.worker(*flags)
-    await rows(stack, 2)
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(8):
-            tasks.create_task(check(stack, number, 150))
-        await both_stream(stack, 8)
-        started = time.monotonic()
-        assert await asyncio.to_thread(leaving.terminate) == 0
-        assert time.monotonic() - started < 2
-        assert len(await stack.registry()) == 1
-    assert len(bus.xinfo_consumers("tokenbus:jobs:{echo}:normal", "workers")) == 1
-    assert bus.keys("tokenbus:dead:*") == []
-
-
-async def test_a_worker_that_slept_longer_than_its_lease_is_fenced_and_comes_back_under_a_new_id(stack: Stack) -> None:
-    await stack.gateway()
-    flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "4")
-    sleeper = await stack.worker(*flags)
-    (before,) = await rows(stack, 1)
-    running = [asyncio.create_task(check(stack, number, 300)) for number in range(2)]
-    await wait_until(lambda: _used(stack, 2), description="two stream")
-    sleeper.signal(signal.SIGSTOP)
-    await stack.models(timeout=5)
-    await stack.worker(*flags)
-    await wait_until(lambda: _used(stack, 2), description="another has them")
-    sleeper.signal(signal.SIGCONT)
-    after = {row["worker"] for row in await rows(stack, 2)}
-    assert before["worker"] not in after
-    await asyncio.gather(*running)
-    assert not sleeper.ended
-
-
-async def test_poison_is_given_up_after_three_crashes_and_its_neighbours_finish(stack: Stack, bus: redis.Redis) -> None:
-    await stack.gateway()
-    flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--echo-crash-word", "arsenic")
-    stop = asyncio.Event()
-    crashes: list[Process] = []
-
-    async def keep_alive() -> None:
-        """As a supervisor does."""
-        while not stop.is_set():
-            worker = await stack.worker(*flags)
-            await wait_until(lambda: worker.ended or stop.is_set(), description="it dies", timeout=60)  # noqa: B023
-            if worker.ended:
-                crashes.append(worker)
-
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(keep_alive())
-        await stack.models("echo")
-        neighbours = [tasks.create_task(check(stack, number, 100)) for number in range(6)]
-        await wait_until(lambda: _used(stack, 6), description="the neighbours stream")
-        poison = await stream(stack, chat("a little arsenic", max_tokens=5))
-        await asyncio.gather(*neighbours)
-        stop.set()
-    assert poison.status == 500
-    assert len(crashes) == 3
-    assert bus.xlen("tokenbus:dead:{echo}") == 1
-    (_, buried), *_ = bus.xrange("tokenbus:dead:{echo}")
-    assert "arsenic" in buried["job"]
 
 
 async def test_names_are_aliases_of_one_model_and_queue(stack: Stack, bus: redis.Redis) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import RedisServer
 from tests.e2e.conftest import bus, own_redis, own_stack, server_in, stack
+from tests.fault.wiretap import Wiretap
 from tests.processes import Stack
 
 __all__ = ["bus", "own_redis", "own_stack", "stack"]
@@ -20,6 +21,14 @@ def second(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
     second = Stack(stack.redis_url, folder)
     yield second
     second.close()
+
+
+@pytest.fixture
+def tap(stack: Stack) -> Iterator[Wiretap]:
+    """Hears what the workers of `stack` say."""
+    tap = Wiretap(stack.redis_url)
+    yield tap
+    tap.close()
 
 
 @pytest.fixture

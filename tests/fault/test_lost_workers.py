@@ -24,13 +24,6 @@ def link(stack: Stack) -> Iterator[Link]:
     link.close()
 
 
-@pytest.fixture
-def tap(stack: Stack) -> Iterator[Wiretap]:
-    tap = Wiretap(stack.redis_url)
-    yield tap
-    tap.close()
-
-
 @pytest.mark.parametrize(("method", "seed"), [("pull", 1), ("shortest_queue", 2), ("lottery", 3)])
 async def test_a_killed_workers_streams_go_on(stack: Stack, method: str, seed: int) -> None:
     await stack.gateway("--dispatch-method", method)
@@ -76,8 +69,8 @@ async def test_a_worker_that_slept_longer_than_its_lease_is_fenced_and_comes_bac
     progress = Progress()
     async with asyncio.TaskGroup() as tasks:
         for number in range(2):
-            tasks.create_task(check(stack, number, 300, progress))
-        await progress.reached(random.Random(seed).randrange(50, 200), streams=2)
+            tasks.create_task(check(stack, number, 200, progress))
+        await progress.reached(random.Random(seed).randrange(50, 300), streams=2)
         sleeper.signal(signal.SIGSTOP)
         await stack.models(timeout=5)
         await stack.worker(*FLAGS)
@@ -101,7 +94,7 @@ async def test_an_engine_that_fails_once_loses_no_stream_and_its_worker_goes_on(
     workers = await rows(stack, 2)
     async with asyncio.TaskGroup() as tasks:
         for number in range(8):
-            tasks.create_task(check(stack, number, 120))
+            tasks.create_task(check(stack, number, 80))
     assert await redelivered(stack) == await redelivered(stack, reason="engine") > 0
     assert not broken.ended
     assert {row["worker"] for row in await rows(stack, 2)} == {row["worker"] for row in workers}
@@ -116,15 +109,14 @@ async def test_a_job_whose_worker_is_silent_but_alive_goes_elsewhere(stack: Stac
     workers = await rows(stack, 2)
     async with asyncio.TaskGroup() as tasks:
         for number in range(8):
-            tasks.create_task(check(stack, number, 120))
+            tasks.create_task(check(stack, number, 80))
     assert await redelivered(stack) == await redelivered(stack, reason="stall") > 0
     assert {row["worker"] for row in await rows(stack, 2)} == {row["worker"] for row in workers}
 
 
-@pytest.mark.parametrize(("mend", "seed"), [(Link.heal, 9), (Link.forget, 10)], ids=["healed", "forgotten"])
-async def test_a_worker_that_is_cut_off_loses_no_stream_and_comes_back(
-    stack: Stack, link: Link, mend: Callable[[Link], None], seed: int
-) -> None:
+@pytest.mark.parametrize("seed", [10])
+async def test_a_worker_that_is_cut_off_loses_no_stream_and_comes_back(stack: Stack, link: Link, seed: int) -> None:
+    """Although nobody ever tells it that its connections are dead."""
     await stack.gateway()
     await stack.worker(*FLAGS, "--redis-url", link.url)
     (before,) = await rows(stack, 1)
@@ -133,12 +125,12 @@ async def test_a_worker_that_is_cut_off_loses_no_stream_and_comes_back(
     progress = Progress()
     async with asyncio.TaskGroup() as tasks:
         for number in range(8):
-            tasks.create_task(check(stack, number, 150, progress))
+            tasks.create_task(check(stack, number, 120, progress))
         await shared_by(stack, 2, 8)
-        await progress.reached(random.Random(seed).randrange(100, 600))
+        await progress.reached(random.Random(seed).randrange(100, 500))
         link.cut()
         await wait_until(lambda: redelivered(stack, reason="worker_lost"), description="it is noticed", timeout=8)
-    mend(link)
+    link.forget()
     after = {row["worker"] for row in await rows(stack, 2, timeout=30)}
     assert before["worker"] not in after
     other.kill()
@@ -155,7 +147,7 @@ async def test_a_gateway_that_is_cut_off_keeps_its_streams_and_comes_back(
     progress = Progress()
     async with asyncio.TaskGroup() as tasks:
         for number in range(4):
-            tasks.create_task(check(stack, number, 300, progress))
+            tasks.create_task(check(stack, number, 200, progress))
         await progress.reached(random.Random(seed).randrange(50, 400), streams=4)
         link.cut()
         healed_at = time.monotonic() + 4

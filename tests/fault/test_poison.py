@@ -37,9 +37,10 @@ def assert_only_the_poison_is_buried(bus: redis.Redis, tap: Wiretap) -> None:
     assert tap.company_of(last) == set()
 
 
-async def poison(stack: Stack, bus: redis.Redis, start: Callable[[], Awaitable[Process]]) -> tuple[int, str, str]:
+async def poison(
+    stack: Stack, bus: redis.Redis, tap: Wiretap, start: Callable[[], Awaitable[Process]]
+) -> tuple[int, str, str]:
     """Among three neighbours: status, text and error code of what it came to, after all have been looked at."""
-    tap = Wiretap(stack.redis_url)
     over, progress = asyncio.Event(), Progress()
     crashes: list[Process] = []
     await stack.gateway()
@@ -54,19 +55,18 @@ async def poison(stack: Stack, bus: redis.Redis, start: Callable[[], Awaitable[P
     assert len(crashes) == 3
     assert await metric(stack, "deadletter_total") == 1
     assert_only_the_poison_is_buried(bus, tap)
-    tap.close()
     return streamed.status, streamed.text(), streamed.error["code"] if streamed.error else ""
 
 
-async def test_poison_that_kills_at_once_is_an_http_error(stack: Stack, bus: redis.Redis) -> None:
-    status, text, _ = await poison(stack, bus, lambda: stack.worker(*FLAGS, "--echo-crash-word", "arsenic"))
+async def test_poison_that_kills_at_once_is_an_http_error(stack: Stack, bus: redis.Redis, tap: Wiretap) -> None:
+    status, text, _ = await poison(stack, bus, tap, lambda: stack.worker(*FLAGS, "--echo-crash-word", "arsenic"))
     assert (status, text) == (500, "")
 
 
-async def test_poison_that_kills_in_mid_reply_is_an_error_event(stack: Stack, bus: redis.Redis) -> None:
+async def test_poison_that_kills_in_mid_reply_is_an_error_event(stack: Stack, bus: redis.Redis, tap: Wiretap) -> None:
     def start() -> Awaitable[Process]:
         return stack.worker(*FLAGS, module="tests.fault.faulty_worker", FAULT="crash", AFTER="10")
 
-    status, text, code = await poison(stack, bus, start)
+    status, text, code = await poison(stack, bus, tap, start)
     assert (status, text) == (200, " ".join((POISON.split() * 4)[:10]))
     assert code == "worker_lost"
