@@ -172,7 +172,7 @@ def test_a_text_that_can_never_fit_is_not_even_tokenized(
     path = save_model("bert", AutoModel)
     as_sentence_transformer(path, {"pooling_mode_mean_tokens": True}, "Pooling")
     embedder = load(path)
-    monkeypatch.setattr(embedder.stepper, "_encoder", None)
+    monkeypatch.setattr(embedder.stepper._stepper, "_encoder", None)
     with pytest.raises(ContextLengthExceeded, match="maximum context length"):
         embedder.submit({"inputs": ["the " * 1_000_000]})
 
