@@ -100,7 +100,7 @@ class Cluster:
 
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self._data = folder / "valkey"
-        self._data.mkdir()
+        self._data.mkdir(parents=True)
         persistence = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
         self.redis = RedisServer(BINARIES["valkey"], self._data, *persistence)
         self._stack = Stack(self.redis.url, folder)
@@ -156,4 +156,4 @@ class Cluster:
     def forget_data(self) -> None:
         """What a Redis without persistence comes back with."""
         shutil.rmtree(self._data)
-        self._data.mkdir()
+        self._data.mkdir(parents=True)
