@@ -224,7 +224,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
-        gateway.hub.measure()
+        gateway.metrics.measure(list(gateway.hub))
         return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -15,6 +15,7 @@ log = get_logger(__name__)
 
 OTHER_FILES = 512  # besides clients' connections: Redis, logs, and those that are being refused
 REFUSED_AT_ONCE = 256
+STALLED_S = 120.0  # that a client may leave what it asked for unread
 LINGER_S = 1.0  # closed at once, with the client's request unread, a connection would lose the answer
 
 
@@ -30,13 +31,14 @@ class Door:
 
 
 class Connection(HttpToolsProtocol):
-    """Besides uvicorn's: beyond the limit it says so and closes; and a head has to come within the keep-alive time, be
-    it the first one or the next."""
+    """Besides uvicorn's: beyond the limit it says so and closes; a head has to come within the keep-alive time, be it
+    the first one or the next; and a client that reads nothing is cut off, or it would be waited for for ever."""
 
     def __init__(self, door: Door, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._door = door
         self._head_by = self.loop.time() + self.timeout_keep_alive
+        self._cut_off: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self.connections) >= self._door.limit:
@@ -48,7 +50,20 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.refused.discard(self)
         self._unset_keepalive_if_required()
+        self._keep()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._cut_off = self.loop.call_later(STALLED_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._keep()
+        super().resume_writing()
+
+    def _keep(self) -> None:
+        if self._cut_off is not None:
+            self._cut_off.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self in self._door.refused:

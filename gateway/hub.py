@@ -6,7 +6,6 @@ is fenced off; what a worker could not finish is re-issued with the tokens that 
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -15,7 +14,8 @@ from gateway.admission import Admission
 from gateway.asked import OVERDUE, Asked
 from gateway.errands import Errands
 from gateway.inflight import InFlight, Mailbox, Siblings
-from gateway.metrics import Metrics, TraceBudget
+from gateway.metrics import Metrics
+from gateway.traces import Traces
 from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
@@ -50,7 +50,7 @@ class Hub:
         self._queue = JobQueue(redis, keys)
         self._errands = Errands(redis, keys)
         self._admission = Admission(max_queue)
-        self._trace_budget = TraceBudget()
+        self._traces = Traces(self._errands)
         self._jobs: dict[str, InFlight] = {}
         self._to_reissue: asyncio.Queue[tuple[InFlight, int]] = asyncio.Queue()
         self._hearing = Hearing()
@@ -216,7 +216,7 @@ class Hub:
         siblings.open_jobs -= 1
         if siblings.open_jobs == 0:
             self._last_closed(siblings)
-        self._write_trace(inflight)
+        self._traces.write(inflight)
 
     def _last_closed(self, siblings: Siblings) -> None:
         if siblings.overdue is not None:
@@ -227,32 +227,10 @@ class Hub:
     def write_traces(self) -> None:
         """Of open jobs: `explain` also tells where a request is that still runs."""
         for inflight in self:
-            self._write_trace(inflight)
-
-    def _write_trace(self, inflight: InFlight) -> None:
-        if not inflight.untold:
-            return
-        inflight.untold = False
-        now = int(time.time() * 1000)
-        if not inflight.closed:
-            until = inflight.job.deadline + TraceBudget.LONG_MS
-        elif inflight.is_plain:
-            until = now + self._trace_budget.ttl_ms()
-        else:
-            until = now + TraceBudget.LONG_MS
-        self._errands.trace(inflight.trace(), until)
+            self._traces.write(inflight)
 
     def __iter__(self) -> Iterator[InFlight]:
         return iter(list(self._jobs.values()))
-
-    def measure(self) -> None:
-        """Bring the gauges up to date."""
-        running = Counter(inflight.job.model for inflight in self if inflight.worker)
-        waiting = Counter(inflight.job.model for inflight in self if not inflight.worker)
-        for gauge, counts in ((self._metrics.running, running), (self._metrics.waiting, waiting)):
-            gauge.clear()
-            for model, count in counts.items():
-                gauge.labels(model).set(count)
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -328,22 +306,9 @@ class Hub:
 
     def _finished(self, inflight: InFlight, event: Finished) -> None:
         inflight.mark("finished", reason=event.reason, tokens=event.usage.completion_tokens)
-        self._measure_end(inflight, event)
+        self._metrics.finished(inflight, event)
         self._close(inflight)  # settles too: the worker may die before it does
         inflight.mailbox.finish(inflight.index, event.reason, event.usage)
-
-    def _measure_end(self, inflight: InFlight, event: Finished) -> None:
-        metrics, model, now = self._metrics, inflight.job.model, time.monotonic()
-        metrics.success.labels(model, event.reason).inc()
-        metrics.e2e_latency.labels(model).observe(now - inflight.accepted_at)
-        metrics.generation_tokens.labels(model).inc(event.usage.completion_tokens)
-        if inflight.job.choice == 0:  # all choices of a request share one prompt
-            metrics.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
-        if inflight.first_token_at is not None and event.usage.completion_tokens:
-            metrics.time_to_first_token.labels(model).observe(inflight.first_token_at - inflight.accepted_at)
-            gaps = event.usage.completion_tokens - 1
-            if gaps:
-                metrics.inter_token_latency.labels(model).observe((now - inflight.first_token_at) / gaps)
 
     def _failed(self, inflight: InFlight, event: Failed) -> None:
         if event.retryable:

@@ -1,8 +1,13 @@
 """Prometheus metrics of one gateway."""
 
+import collections
 import time
+from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.inflight import InFlight
+from shared.messages import Finished
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -43,24 +48,27 @@ class Metrics:
             "tokenbus_bus_roundtrip_seconds", "One look at the leases", buckets=BUS_BUCKETS, registry=self.registry
         )
 
+    def finished(self, inflight: InFlight, event: Finished) -> None:
+        model, now = inflight.job.model, time.monotonic()
+        self.success.labels(model, event.reason).inc()
+        self.e2e_latency.labels(model).observe(now - inflight.accepted_at)
+        self.generation_tokens.labels(model).inc(event.usage.completion_tokens)
+        if inflight.job.choice == 0:  # all choices of a request share one prompt
+            self.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
+        if inflight.first_token_at is not None and event.usage.completion_tokens:
+            self.time_to_first_token.labels(model).observe(inflight.first_token_at - inflight.accepted_at)
+            gaps = event.usage.completion_tokens - 1
+            if gaps:
+                self.inter_token_latency.labels(model).observe((now - inflight.first_token_at) / gaps)
+
+    def measure(self, open_jobs: Collection[InFlight]) -> None:
+        """Bring the gauges up to date."""
+        running = collections.Counter(one.job.model for one in open_jobs if one.worker)
+        waiting = collections.Counter(one.job.model for one in open_jobs if not one.worker)
+        for gauge, counts in ((self.running, running), (self.waiting, waiting)):
+            gauge.clear()
+            for model, count in counts.items():
+                gauge.labels(model).set(count)
+
     def render(self) -> bytes:
         return generate_latest(self.registry)
-
-
-class TraceBudget:
-    """How long traces are kept: some 600 bytes of Redis each, so that under load the plain successes age sooner."""
-
-    LONG_MS, SHORT_MS = 600_000, 30_000
-    LONG_PER_S = 50
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._taken = 0
-
-    def ttl_ms(self) -> int:
-        """Of one more plain success."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._taken = second, 0
-        self._taken += 1
-        return self.LONG_MS if self._taken <= self.LONG_PER_S else self.SHORT_MS

@@ -12,7 +12,8 @@ from gateway.asked import Asked
 from gateway.errands import Errands
 from gateway.hub import Hub
 from gateway.inflight import MOST_MILESTONES, InFlight, Mailbox, Siblings
-from gateway.metrics import Metrics, TraceBudget
+from gateway.metrics import Metrics
+from gateway.traces import TraceBudget
 from gateway.watch import Watch
 from registry.directory import Directory
 from shared.connection import subscribed
