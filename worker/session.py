@@ -188,13 +188,12 @@ class Session:
             return
         # Should this fail, they are not held yet, and so are read again.
         found = await self._inquiry.into(new)
-        self._held |= {running.entry: running for running in new}
         if not found.has_lease:
-            # What a worker without a lease claims is taken for lost with it. The lease thread would tell only later.
+            # Taken for lost with whatever else is pending here; its gateway finds it there. Run or settled here, it
+            # would be done twice, or be missed for seconds.
             self.leave(Leaving.LEASE_LOST)
-            self._release(new)
-            await self._outbox.flushed()
             return
+        self._held |= {running.entry: running for running in new}
         for running in new:
             if running.request_id in found.orphans:
                 self._outbox.settle_orphan(running)
