@@ -12,7 +12,8 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.errors import NoWorkers
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.queue import LEASE_MS, SUSPECT_AFTER_CRASHES, Entry, JobQueue
+from shared.patience import Patience
+from shared.queue import SUSPECT_AFTER_CRASHES, Entry, JobQueue
 
 log = get_logger(__name__)
 
@@ -25,7 +26,6 @@ class Watch:
     SILENT_S = 2.0  # after which a claimed job's entry is looked up
     QUEUED_SILENT_S = 5.0  # likewise for one that waits
     LOOKUPS = 500  # entries at most in one tick
-    LOOK_GAP_S = 1.5  # more between two looks means that Redis was away
     AMNESTY_S = 1.0  # who claimed before, or within this of its return, may only have lost a lease: that is no crash
 
     def __init__(
@@ -46,8 +46,7 @@ class Watch:
         self._stall_timeout = stall_timeout
         self._no_worker_timeout = no_worker_timeout
         self._queue = JobQueue(redis, keys)
-        self._looked_at = time.monotonic()
-        self._judge_after = self._blame_after = float("-inf")
+        self._patience = Patience()
         self._alone_since: dict[str, float] = {}  # model -> since when nobody serves it
         self._heard_at: dict[Holder, float] = {}  # when workers were last seen to listen
         self._subscriptions = 0  # of the hub, at the last look
@@ -62,18 +61,7 @@ class Watch:
                 await self._tick()
             except BUS_ERRORS as error:
                 log.debug("no look at the leases: %s", error)
-                self._looked_at = float("-inf")
-
-    def _may_judge(self) -> bool:
-        """Not for a lease after Redis was away, be it without an error (stopped, or behind a dead link): leases
-        may have run out then only because nobody could renew them."""
-        now = time.monotonic()
-        if now - self._looked_at > self.LOOK_GAP_S:
-            self._judge_after = now + LEASE_MS / 1000
-            self._heard_at.clear()
-            self._blame_after = now + self.AMNESTY_S
-        self._looked_at = now
-        return now >= self._judge_after
+                self._patience.missed()
 
     async def _tick(self) -> None:
         inflights = list(self._hub)
@@ -84,7 +72,9 @@ class Watch:
         for model in {inflight.job.model for inflight in inflights if not inflight.worker}:
             silent |= {(model, worker) for worker in await self._queue.consumers(model)}
         without_lease, deaf = await self._look_at(listed | held | silent)
-        if not self._may_judge():
+        self._patience.looked()
+        if not self._patience.is_over:
+            self._heard_at.clear()
             return
         if deaf:
             await self._take_leases(deaf)
@@ -99,12 +89,13 @@ class Watch:
         await self._reissue_missing(inflights)
 
     def _blames(self, inflight: InFlight) -> bool:
-        return (inflight.claimed_at or inflight.last_at) > self._blame_after
+        return (inflight.claimed_at or inflight.last_at) > self._patience.back_at + self.AMNESTY_S
 
     async def _look_at(self, holders: set[Holder]) -> tuple[set[Holder], set[Holder]]:
         """Those without a lease, and those who do not listen any more. Asking for the key itself expires it; keyspace
         events come late."""
         if not holders:
+            await self._redis.ping()
             return set(), set()
         asked, started = list(holders), time.perf_counter()
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -174,7 +165,7 @@ class Watch:
         now = time.monotonic()
         waiting = {inflight.job.model for inflight in self._hub if not inflight.worker}
         alone = {model for model in waiting if not self._directory.snapshot.workers.get(model)}
-        self._alone_since = {model: self._alone_since.get(model, now) for model in alone if now >= self._judge_after}
+        self._alone_since = {model: self._alone_since.get(model, now) for model in alone if self._patience.is_over}
         for inflight in self._hub:
             if inflight.worker and now - inflight.last_at > self._stall_timeout:
                 self._hub.reissue(inflight, "stall", crashed=True)

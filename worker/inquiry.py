@@ -48,6 +48,7 @@ class Inquiry:
     async def without_lease(self, gateways: Iterable[str]) -> set[str]:
         asked = list(gateways)
         if not asked:
+            await self._redis.ping()
             return set()
         async with self._redis.pipeline(transaction=False) as pipe:
             for gateway in asked:

@@ -15,6 +15,7 @@ from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
+from shared.patience import Patience
 from shared.queue import LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, Claim, Entry, JobQueue
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.inquiry import Inquiry
@@ -62,6 +63,8 @@ class Session:
         self._hang_timeout = hang_timeout
         self._drain_timeout = drain_timeout
         self._queue = JobQueue(redis, keys)
+        self._patience = Patience()
+        self._patience.missed()  # a session may begin because Redis was away
         self._inquiry = Inquiry(redis, keys, self.model, self.id)
         self._outbox = Outbox(redis, keys, self._settled)
         self._lease = LeaseKeeper(redis_url, keys, self.info, self._healthy, self._lease_lost_in_thread)
@@ -195,7 +198,7 @@ class Session:
             return
         self._held |= {running.entry: running for running in new}
         for running in new:
-            if running.request_id in found.orphans:
+            if running.request_id in found.orphans and self._patience.is_over:
                 self._outbox.settle_orphan(running)
             elif running.request_id in found.void or running.job.deadline + CLOCKS_DIFFER_MS < time.time() * 1000:
                 self._outbox.settle_unrun(running)
@@ -259,6 +262,10 @@ class Session:
                 gone = await self._inquiry.without_lease({running.job.gateway for running in self._held.values()})
             except BUS_ERRORS as error:
                 log.debug("no look at the gateways: %s", error)
+                self._patience.missed()
+                continue
+            self._patience.looked()
+            if not self._patience.is_over:
                 continue
             orphans = [one for one in self._held.values() if one.job.gateway in gone and not one.ended]
             for running in orphans:

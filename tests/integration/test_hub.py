@@ -143,8 +143,8 @@ async def test_when_everybody_lost_their_ears_nobody_is_judged_by_them(bus: Bus)
         await wait_until(lambda: ("echo", "w1") in bus.watch._heard_at, description="it was heard of")
         await bus.client.client_kill_filter(_type="pubsub")
         await wait_until(lambda: bus.hub.subscriptions == 2, description="the gateway hears again")
-        looked = bus.watch._looked_at
-        await wait_until(lambda: bus.watch._looked_at > looked + 1.5, description="several looks later")
+        looked = bus.watch._patience._looked_at
+        await wait_until(lambda: bus.watch._patience._looked_at > looked + 1.5, description="several looks later")
         (inflight,) = bus.hub
         assert inflight.job.attempt == 0
 
@@ -380,7 +380,7 @@ async def test_after_a_pause_of_redis_nobody_is_blamed(bus: Bus) -> None:
     """A paused Redis raises nothing: leases run out because nobody can renew them."""
     await bus.submit()
     await bus.claim("w1")
-    bus.watch._looked_at -= 60
+    bus.watch._patience._looked_at -= 60
     await bus.dies("w1")
     again = await bus.claim("w2")
     assert (again.job.attempt, again.job.crashes) == (1, 0)
