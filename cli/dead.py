@@ -14,6 +14,7 @@ from rich.text import Text
 from cli.bus import BusSettings, count, on_bus
 from cli.letters import Letter, Payloads, clock, find, printable, prompt_lines, read_letters, remove
 from cli.requeue import requeue
+from cli.valkey import find_redis_url
 from shared.connection import Redis
 from shared.errors import StartupError
 from shared.keys import Keys
@@ -49,7 +50,8 @@ async def run(settings: DeadSettings) -> int:
         else:
             letter = find(settings.job, letters)
             if settings.requeue:
-                return await requeue(redis, keys, letter, settings.timeout)
+                url = find_redis_url(settings.redis_url)
+                return await requeue(redis, url, keys, letter, settings.timeout)
             said = await (_remove if settings.remove else _show)(redis, keys, letter, settings.json_output)
     if isinstance(said, Table):
         Console().print(said)

@@ -12,6 +12,7 @@ from cli.letters import Letter, Payloads, read_letters, remove
 from gateway.asked import Asked
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
+from gateway.lease import GatewayLease
 from gateway.metrics import Metrics
 from gateway.watch import Watch
 from registry.directory import Directory
@@ -27,7 +28,7 @@ NO_WORKER_TIMEOUT_S = 60.0
 LOOKS, LOOK_S = 10, 0.1
 
 
-async def requeue(redis: Redis, keys: Keys, letter: Letter, within: float) -> int:
+async def requeue(redis: Redis, url: str, keys: Keys, letter: Letter, within: float) -> int:
     """0 if it finished, and then the letter is gone. Else it stays; if it was buried again, in its newer form only."""
     job, directory = await _sound(redis, keys, letter)
     # It was cancelled when it was buried, for whoever would still claim it.
@@ -35,7 +36,7 @@ async def requeue(redis: Redis, keys: Keys, letter: Letter, within: float) -> in
     again = as_suspect(job, within)
     started, reply = time.monotonic(), Reply()
     try:
-        trouble = await _run(redis, keys, again, directory, reply)
+        trouble = await _run(redis, GatewayLease(url, keys.gateway(again.gateway)), keys, again, directory, reply)
     except asyncio.CancelledError:
         reply.end_line()
         _say("cancelled; the dead letter stays")
@@ -77,18 +78,21 @@ def as_suspect(job: Job, within: float) -> Job:
     )
 
 
-async def _run(redis: Redis, keys: Keys, job: Job, directory: Directory, reply: "Reply") -> str | None:
+async def _run(
+    redis: Redis, lease: GatewayLease, keys: Keys, job: Job, directory: Directory, reply: "Reply"
+) -> str | None:
     """What went wrong, if anything did."""
     metrics = Metrics()
     hub = Hub(redis, keys, job.gateway, metrics, MAX_QUEUE, "pull")
     watch = Watch(redis, keys, hub, directory, metrics, STALL_TIMEOUT_S, NO_WORKER_TIMEOUT_S)
     async with asyncio.TaskGroup() as tasks:
-        parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in (hub, directory, watch)]
+        parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in (lease, hub, directory, watch)]
         try:
             await hub.ready()
             return await _ask(hub, job, reply)
         finally:
             hub.cancel([job.id])
+            lease.stop()
             await hub.close()
             for part in parts:
                 part.cancel()

@@ -138,7 +138,7 @@ def in_words(one: Milestone) -> str:
         case "failed":
             return f"failed ({details.get('code')})"
         case "cancelled":
-            return "cancelled by its client"
+            return f"cancelled: {details.get('why', 'its client left')}"
     told = ", ".join(f"{name} {value}" for name, value in details.items())
     return f"{one.event} ({told})" if told else one.event
 

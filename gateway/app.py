@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from gateway.asked import Asked, ends_by
 from gateway.generate import Answer, Generator
 from gateway.hub import Hub
+from gateway.lease import GatewayLease
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
 from gateway.middleware import ApiKeys, BodyLimit, RequestId
@@ -79,13 +80,14 @@ class Gateway:
         self.generator = Generator(self.hub, self.directory, self._brake, default_max_tokens)
         self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
         self._janitor = Janitor(self.redis, keys, id)
+        self._lease = GatewayLease(redis_url, keys.gateway(id))
 
     async def run(self) -> None:
         """Until cancelled. A part that dies takes the process with it: no half-dead gateways."""
         try:
             await wait_for_redis(self.redis, self._redis_url)
             async with asyncio.TaskGroup() as tasks:
-                for part in (self.hub, self.directory, self._brake, self._watch, self._janitor):
+                for part in (self._lease, self.hub, self.directory, self._brake, self._watch, self._janitor):
                     tasks.create_task(part.run(), name=type(part).__name__)
         except Exception as error:
             self._on_fatal(error)
@@ -143,6 +145,7 @@ class Gateway:
         try:
             yield
         finally:
+            self._lease.stop()
             await self.hub.close()
             running.cancel()
             await asyncio.wait({running})

@@ -3,18 +3,20 @@
 import asyncio
 import resource
 import secrets
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.responses import error_response
-from shared.errors import TooManyConnections
+from shared.errors import HeadTooLarge, TokenbusError, TooManyConnections
 from shared.logging import get_logger
 
 log = get_logger(__name__)
 
 OTHER_FILES = 512  # besides clients' connections: Redis, logs, and those that are being refused
 REFUSED_AT_ONCE = 256
+LARGEST_HEAD = 64 * 1024  # bytes of request line and headers
 STALLED_S = 120.0  # that a client may leave what it asked for unread
 LINGER_S = 1.0  # closed at once, with the client's request unread, a connection would lose the answer
 
@@ -38,11 +40,13 @@ class Connection(HttpToolsProtocol):
         super().__init__(**uvicorn)
         self._door = door
         self._head_by = self.loop.time() + self.timeout_keep_alive
+        self._head: int | None = 0  # bytes of the head that is being read; None beyond it
         self._cut_off: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
         if len(self.connections) >= self._door.limit:
-            self._refuse(transport)
+            self._refuse(TooManyConnections("The server has too many open connections; try again.", retry_after=2))
             return
         super().connection_made(transport)
         self._wait_for_head()
@@ -71,6 +75,18 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             self._wait_for_head()
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > LARGEST_HEAD and not self.transport.is_closing():
+                self._refuse(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._head = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self._head_by = self.loop.time() + self.timeout_keep_alive
@@ -80,24 +96,24 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_at(self._head_by, self.timeout_keep_alive_handler)
 
-    def _refuse(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
+    def _refuse(self, error: TokenbusError) -> None:
         if len(self._door.refused) >= REFUSED_AT_ONCE:
-            transport.abort()
+            self.transport.abort()
             return
+        self._unset_keepalive_if_required()
         self._door.refused.add(self)
-        transport.write(_refusal())
-        transport.write_eof()
-        self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, transport.abort)
+        self.transport.write(_refusal(error))
+        self.transport.write_eof()
+        self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self.transport.abort)
 
 
-def _refusal() -> bytes:
-    error = TooManyConnections("The server has too many open connections; try again later.", retry_after=2)
+def _refusal(error: TokenbusError) -> bytes:
     response = error_response(error)
     response.headers["connection"] = "close"
     response.headers["x-request-id"] = f"req-{secrets.token_hex(16)}"
-    lines = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in response.raw_headers), b"", b""]
-    return b"\r\n".join(lines) + bytes(response.body)
+    reason = HTTPStatus(error.status).phrase.encode()
+    status = b"HTTP/1.1 %d %s" % (error.status, reason)
+    return b"\r\n".join([status, *(b": ".join(header) for header in response.raw_headers), b"", bytes(response.body)])
 
 
 def that_fit(connections: int) -> int:

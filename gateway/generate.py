@@ -32,7 +32,10 @@ class Answer:
     def close(self) -> None:
         """Frees whatever still runs for it. Sync and idempotent."""
         if len(self._usages) < self.choices:
-            self._hub.cancel(self._jobs)
+            if self.mailbox.has_failed:
+                self._hub.cancel(self._jobs, "another job of its request failed")
+            else:
+                self._hub.cancel(self._jobs)
 
     async def updates(self) -> AsyncIterator[list[Update]]:
         """Until every choice has ended. Raises the request's error, or ClientGone."""

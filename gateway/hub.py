@@ -23,8 +23,6 @@ from shared.logging import get_logger
 from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
 from shared.queue import (
     BURIED_PAYLOAD_TTL_MS,
-    LEASE_MS,
-    LEASE_RENEW_S,
     PAYLOAD_TTL_MS,
     SUSPECT_AFTER_CRASHES,
     DispatchMethod,
@@ -63,7 +61,7 @@ class Hub:
             # What was published while it did not hear shows as a gap in seq, or as an entry that is gone (Watch).
             events = listen(self._redis, self._keys.events(self.id), self.on_frame, self._hearing)
             tasks.create_task(events, name="events")
-            tasks.create_task(self._renew(), name="lease")
+            tasks.create_task(self._keep_payloads(), name="payloads")
             tasks.create_task(self._reissue_queued(), name="reissue")
             tasks.create_task(self._errands.run(), name="errands")
 
@@ -91,21 +89,11 @@ class Hub:
         except BUS_ERRORS as error:
             log.warning("left without a goodbye: %s", error)
 
-    async def _renew(self) -> None:
-        payloads_until = 0.0
+    async def _keep_payloads(self) -> None:
         while True:
-            try:
-                await self._redis.set(self._keys.gateway(self.id), str(int(time.time())), px=LEASE_MS)
-            except BUS_ERRORS as error:
-                log.warning("the gateway's lease could not be renewed: %s", error)
-            if time.monotonic() > payloads_until:
-                payloads_until = time.monotonic() + PAYLOAD_TTL_MS / 3000
-                self._renew_payloads()
-            await asyncio.sleep(LEASE_RENEW_S)
-
-    def _renew_payloads(self) -> None:
-        for request in {one.job.request for one in self if one.siblings.payloads is not None}:
-            self._errands.keep_payload(request, PAYLOAD_TTL_MS)
+            await asyncio.sleep(PAYLOAD_TTL_MS / 3000)
+            for request in {one.job.request for one in self if one.siblings.payloads is not None}:
+                self._errands.keep_payload(request, PAYLOAD_TTL_MS)
 
     async def _reissue_queued(self) -> None:
         while True:
@@ -149,7 +137,7 @@ class Hub:
             error.retry_after = self._admission.refuse(model, asked.body, len(jobs), slots, came_back=came_back)
             raise
         except BaseException:
-            self.cancel(job.id for job in jobs)  # whether they were appended is not known
+            self.cancel((job.id for job in jobs), "it could not be queued")  # whether they were appended is not known
             if payloads is not None:  # written perhaps only after the deadline has taken it away
                 self._errands.forget_payload(siblings.request)
             raise
@@ -170,11 +158,11 @@ class Hub:
         elif inflight.entry is None or inflight.worker is None:
             inflight.entry, inflight.replaced = entry, False
 
-    def cancel(self, jobs: Iterable[str]) -> None:
+    def cancel(self, jobs: Iterable[str], why: str = "its client left") -> None:
         """Nobody waits for these any more. Sync: the caller's task may be being cancelled. Ended ones are fine."""
         for id in list(jobs):
             if inflight := self._jobs.get(id):
-                inflight.mark("cancelled")
+                inflight.mark("cancelled", why=why)
                 self._withdraw(inflight)
                 self._close(inflight)
 

@@ -51,6 +51,10 @@ class Mailbox:
         self._error = self._error or error
         self._arrived.set()
 
+    @property
+    def has_failed(self) -> bool:
+        return self._error is not None
+
     def close(self) -> None:
         """The client left: whoever waits in `get` is told."""
         self._closed = True

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
 MAX_MESSAGES = 10_000
+MAX_PARTS = 1_000  # of one message
 MAX_STOP_CHARS = 256
 
 # fail_fast, or a long list of wrong things makes an error of each, and holds the event loop until the lease is lost.
@@ -103,7 +104,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart | RefusalPart] | None = None
+    content: str | Annotated[list[TextPart | RefusalPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None

@@ -3,6 +3,7 @@ One gateway at a time does it."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.keys import GROUP, Keys
 from shared.logging import get_logger
 from shared.messages import Job, decode_job
-from shared.queue import Entry, script, settle
+from shared.queue import CANCELLED_SLACK_MS, Entry, script, settle
 
 log = get_logger(__name__)
 
@@ -100,24 +101,33 @@ class Janitor:
         await self._settle_orphans(stream, rows)
 
     async def _settle_orphans(self, stream: str, rows: list[Any]) -> None:
-        """Of these entries, (id, fields), those that no living gateway answers for, with what lies aside for them."""
+        """Of these entries, (id, fields), those that nobody waits for: their gateway is gone, with what lies aside for
+        them, or it has withdrawn them without knowing where they were (its enqueue was never answered)."""
         jobs = {id.decode(): _job_in(fields) for id, fields in rows}
-        gateways = sorted({job.gateway for job in jobs.values() if job})
+        owned, withdrawn = await self._look_up([job for job in jobs.values() if job])
         async with self._redis.pipeline(transaction=False) as pipe:
-            for gateway in gateways:
-                pipe.exists(self._keys.gateway(gateway))
-            replies = await pipe.execute() if gateways else []
-        living = {gateway for gateway, lives in zip(gateways, replies, strict=True) if lives}
-        orphans = {id: job for id, job in jobs.items() if job is None or job.gateway not in living}
-        if not orphans:
-            return
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for id, job in orphans.items():
-                settle(pipe, Entry(stream, id))
-                if job and isinstance(job.payload, int):
+            for id, job in jobs.items():
+                if job is None or job.id not in owned or job.id in withdrawn:
+                    settle(pipe, Entry(stream, id))
+                if job and job.id not in owned and isinstance(job.payload, int):
                     pipe.unlink(self._keys.payload(job.request))
-            await pipe.execute()
-        log.info("settled %d jobs that nobody waits for in %s", len(orphans), stream)
+            if settled := len(pipe) // 2:
+                await pipe.execute()
+                log.info("settled %d jobs that nobody waits for in %s", settled, stream)
+
+    async def _look_up(self, jobs: Sequence[Job]) -> tuple[set[str], set[str]]:
+        """Ids of those whose gateway lives, and of those that are cancelled or long overdue."""
+        if not jobs:
+            return set(), set()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.exists(self._keys.gateway(job.gateway))
+                pipe.exists(self._keys.cancelled(job.id))
+            replies = await pipe.execute()
+        overdue = int(time.time() * 1000) - CANCELLED_SLACK_MS
+        owned = {job.id for job, lives in zip(jobs, replies[::2], strict=True) if lives}
+        cancelled = zip(jobs, replies[1::2], strict=True)
+        return owned, {job.id for job, is_cancelled in cancelled if is_cancelled or job.deadline < overdue}
 
 
 def _job_in(fields: Any) -> Job | None:

@@ -108,7 +108,11 @@ class LeaseKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Idempotent; waits for a renewal under way, so that it cannot undo a deregistration."""
+        """Idempotent. A renewal under way finds no lease to renew once it is given up."""
+        self._stop.set()
+
+    def join(self) -> None:
+        """Stop, and wait for a renewal under way."""
         self._stop.set()
         self._thread.join(5)
 

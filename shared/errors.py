@@ -10,6 +10,7 @@
     │   └── ModelNotFound         404 model_not_found
     ├── MethodNotAllowed          405 method_not_allowed
     ├── BodyTooLarge              413 body_too_large
+    ├── HeadTooLarge              431 headers_too_large
     ├── QueueFull                 429 queue_full
     ├── EngineFailed              500 engine_error           (retryable)
     ├── WorkerLost                500 worker_lost            (its workers died; given up)
@@ -95,6 +96,12 @@ class MethodNotAllowed(TokenbusError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class HeadTooLarge(TokenbusError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class BodyTooLarge(TokenbusError):

@@ -184,7 +184,7 @@ class Milestone(msgspec.Struct, frozen=True, omit_defaults=True):
 
     accepted · queued · claimed {worker, attempt} · first_token ·
     reissued {why, attempt, crashes, tokens, silent_ms} · resumed ·
-    finished {reason, tokens} · failed {code} · cancelled
+    finished {reason, tokens} · failed {code} · cancelled {why}
     """
 
     at: int

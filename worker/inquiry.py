@@ -57,15 +57,16 @@ class Inquiry:
         return {gateway for gateway, lives in zip(asked, replies, strict=True) if not lives}
 
 
-def _unpack(new: Sequence[RunningJob], payloads: dict[str, bytes | None]) -> set[str]:
+def _unpack(new: Sequence[RunningJob], blobs: dict[str, bytes | None]) -> set[str]:
     """Gives each job the payload that it only pointed to; returns those whose payload is gone."""
+    payloads = {request: msgspec.json.decode(blob) for request, blob in blobs.items() if blob}
     missing = set()
     for one in new:
         index = one.job.payload
         if isinstance(index, dict):
             continue
-        if blob := payloads[one.job.request]:
-            one.job = msgspec.structs.replace(one.job, payload=msgspec.json.decode(blob)[index])
+        if found := payloads.get(one.job.request):
+            one.job = msgspec.structs.replace(one.job, payload=found[index])
         else:
             missing.add(one.request_id)
     return missing

@@ -4,7 +4,7 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -28,7 +28,8 @@ BLOCK_MS = 500  # how long a read waits before it looks up again
 BEAT_S = 0.2
 LOOP_HANGS_AFTER_S = 10.0
 CLOCKS_DIFFER_MS = 10_000  # gateways withdraw what is overdue; this is for what they left behind
-GOODBYE_S = 1.5  # Redis may be away; then the lease runs out by itself
+READ_ENDS_S = BLOCK_MS / 1000 + 0.3  # after that a Redis that has not answered will not
+GOODBYE_S = 1.0  # Redis may be away; then the lease runs out by itself
 
 
 class Leaving(enum.Enum):
@@ -74,6 +75,7 @@ class Session:
         self._suspects: deque[RunningJob] = deque()  # wait until nothing else runs
         self._leaving: Leaving | None = None
         self.asked_to_drain = False
+        self._reading: asyncio.Timeout | None = None  # the claim that is under way
         self._changed = asyncio.Event()  # a slot came free, or the session is to end
         self._beat_at = time.monotonic()
         self._started = time.time()
@@ -97,18 +99,29 @@ class Session:
             hearing = Hearing()
             control = listen(self._redis, self._keys.control(self.id), self._obey, hearing)
             helpers.append(tasks.create_task(control, name="control"))
-            await hearing.wait()
-            await register(self._redis, self._keys, self.info())
-            self._lease.start()
-            log.info("worker %s serves %s with %d slots", self.id, ", ".join(self._names), self._engine_info.slots)
             try:
-                await self._pull()
-                await self._leave()
+                if await self._subscribes(hearing):
+                    await self._serve()
             finally:
                 self._lease.stop()
                 for helper in helpers:
                     helper.cancel()
         return self._leaving or Leaving.DRAIN
+
+    async def _subscribes(self, hearing: Hearing) -> bool:
+        """False if the session is to end before it does."""
+        while not hearing.is_set() and self._leaving is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await hearing.wait()
+        return self._leaving is None
+
+    async def _serve(self) -> None:
+        await register(self._redis, self._keys, self.info())
+        self._lease.start()
+        log.info("worker %s serves %s with %d slots", self.id, ", ".join(self._names), self._engine_info.slots)
+        await self._pull()
+        await self._leave()
 
     def leave(self, reason: Leaving) -> None:
         """Ask the session to end. A lost lease outranks a drain; whoever asks twice will not wait for streams."""
@@ -119,6 +132,8 @@ class Session:
         if self._leaving is not Leaving.LEASE_LOST:
             self._leaving = reason
         self._changed.set()
+        if self._reading is not None:
+            self._reading.reschedule(self._loop.time() + READ_ENDS_S)
 
     def info(self) -> WorkerInfo:
         engine = self._engine_info
@@ -165,12 +180,12 @@ class Session:
             try:
                 if reread:
                     # A read whose reply was lost has delivered its jobs all the same.
-                    await self._start(await self._queue.claimed_before(self.model, self.id))
+                    await self._claim(self._queue.claimed_before(self.model, self.id))
                     reread = False
                 if self._suspects and not self._running:
                     await self._start_suspect()
                 elif free := self._free_slots():
-                    await self._start(await self._queue.claim(self.model, self.id, free, BLOCK_MS))
+                    await self._claim(self._queue.claim(self.model, self.id, free, BLOCK_MS))
                 else:
                     await self._changed.wait()
                     self._changed.clear()
@@ -178,6 +193,14 @@ class Session:
                 log.warning("could not claim: %s", error)
                 reread = True
                 await asyncio.sleep(BEAT_S)
+
+    async def _claim(self, claims: Awaitable[list[Claim]]) -> None:
+        """Raises TimeoutError if the session is to end and Redis does not answer."""
+        async with asyncio.timeout(None) as self._reading:
+            try:
+                await self._start(await claims)
+            finally:
+                self._reading = None
 
     def _free_slots(self) -> int:
         """None beside a suspect, waiting or running."""
@@ -342,7 +365,7 @@ class Session:
         self._release(self._running.values())
         self._running.clear()
         await self._outbox.flushed()
-        await asyncio.to_thread(self._lease.stop)
+        await asyncio.to_thread(self._lease.join)
         clean = await self._queue.leave(self.model, self.id)
         await deregister(self._redis, self._keys, self.info(), keep_index=not clean)
 

@@ -166,7 +166,7 @@ async def test_a_client_that_left_is_told(stack: Stack, bus: redis.Redis) -> Non
     connection.reset()
     (job,) = await traced(bus, "cancelled")
     said = await explained(stack, job)
-    assert "cancelled by its client" in said
+    assert "cancelled: its client left" in said
     assert said.splitlines()[-1].startswith("cancelled after ")
 
 

@@ -11,7 +11,7 @@ import redis
 
 from shared.keys import Keys
 from shared.messages import Released
-from tests.conftest import wait_until
+from tests.conftest import RedisServer, wait_until
 from tests.e2e.wire import chat, stream
 from tests.fault.streams import Progress, check, redelivered, rows, shared_by, texts
 from tests.fault.wiretap import Wiretap
@@ -107,3 +107,23 @@ async def test_with_a_drain_timeout_streams_end_where_they_are_and_what_waits_go
     released = {event.job for event in tap.events if isinstance(event, Released)}
     assert not released & long
     assert {event.attempt for event in tap.events if event.job in long} == {0}
+
+
+async def test_a_worker_leaves_also_while_redis_does_not_answer(own_stack: Stack, own_redis: RedisServer) -> None:
+    worker = await own_stack.worker(*FLAGS)
+    assert own_redis.process is not None
+    own_redis.process.send_signal(signal.SIGSTOP)
+    try:
+        worker.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, 5) == 0
+    finally:
+        own_redis.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_worker_that_may_not_subscribe_leaves_when_told(own_stack: Stack, own_redis: RedisServer) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        client.execute_command("ACL", "SETUSER", "default", "-subscribe")
+    worker = own_stack.spawn("worker", "--engine", "echo")
+    await wait_until(lambda: "lost: " in worker.said(), description="it tries to subscribe")
+    worker.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait, 5) == 0

@@ -1,6 +1,8 @@
-"""A client that asks and does not read holds nothing for ever."""
+"""Clients that do not read, and clients that never come to their point, hold nothing for ever."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -34,23 +36,52 @@ class Endless:
             self.sent += 1
 
 
-@pytest.fixture
-async def endless(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(connections, "STALLED_S", 0.5)
-    app, port = Endless(), free_port()
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server with our limits."""
+    port = free_port()
     config = uvicorn.Config(
         app, port=port, lifespan="off", log_config=None, http=Door(10).connection, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
-    serving = asyncio.create_task(server.serve(), name="server")
+    task = asyncio.create_task(server.serve(), name="server")
     await wait_until(lambda: server.started, description="it serves")
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    yield app, reader
-    writer.close()
-    server.should_exit = True
-    await serving
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def endless(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Endless, asyncio.StreamReader]]:
+    monkeypatch.setattr(connections, "STALLED_S", 0.5)
+    app = Endless()
+    async with serving(app) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        yield app, reader
+
+
+@pytest.mark.parametrize("line", [b"x-more: " + b"y" * 1000 + b"\r\n", b"z" * 1000], ids=["headers", "one header"])
+async def test_a_head_without_end_is_refused(line: bytes) -> None:
+    async with serving(Endless()) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nx-long: ")
+        for _ in range(connections.LARGEST_HEAD // len(line) + 2):
+            writer.write(line)
+        answer = await reader.read(1024)
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert b'"code":"headers_too_large"' in answer
+
+
+async def test_a_long_body_is_no_long_head() -> None:
+    async with serving(Endless()) as (reader, writer):
+        size = 10 * connections.LARGEST_HEAD
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(b"x" * size)
+        assert (await reader.read(1024)).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(endless: tuple[Endless, asyncio.StreamReader]) -> None:

@@ -13,7 +13,7 @@ from registry.lease import LeaseKeeper, bind_names, deregister, register
 from registry.table import render, rows
 from shared.errors import ModelNotFound, NoWorkers, StartupError
 from shared.keys import GROUP, Keys
-from shared.messages import WorkerInfo, encode
+from shared.messages import WorkerInfo, decode_job, encode
 from shared.queue import JobQueue
 from tests.conftest import wait_until
 from tests.integration.bus import make_job
@@ -241,6 +241,20 @@ class TestJanitor:
         assert await client.xlen(keys.jobs("echo", "normal")) == (12 if gateway_lives else 6)
         left = {number for number in range(12) if await client.exists(keys.payload(f"r{number}"))}
         assert left == set(range(12) if gateway_lives else range(1, 12, 2))
+
+    async def test_what_was_withdrawn_goes_though_its_gateway_lives(
+        self, client: Any, keys: Keys, janitor: Janitor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its gateway never learnt where it lies, if the answer to its enqueue was lost."""
+        monkeypatch.setattr(Janitor, "WAITED_MS", -1000)
+        await register(client, keys, INFO)
+        await client.set(keys.gateway("gw"), "1", px=60_000)
+        queue = JobQueue(client, keys)
+        await queue.enqueue([make_job("c-0"), make_job("o-0", deadline=1), make_job("r-0")], 10, "pull")
+        await client.set(keys.cancelled("c-0"), "1", px=60_000)
+        await janitor.sweep()
+        ((_, fields),) = await client.xrange(keys.jobs("echo", "normal"))
+        assert decode_job(fields[b"job"]).id == "r-0"
 
     async def test_what_a_living_gateway_owns_is_left_to_it(self, client: Any, keys: Keys, janitor: Janitor) -> None:
         queue = await self.prepare(client, keys, gateway_lives=True)
