@@ -40,7 +40,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(**uvicorn)
         self._door = door
         self._head_by = self.loop.time() + self.timeout_keep_alive
-        self._head: int | None = 0  # bytes of the head that is being read; None beyond it
+        self._head = 0  # bytes of the head that is being read
+        self._parsed = 0  # heads and messages that are complete
         self._cut_off: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,20 +73,23 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self in self._door.refused:
             return
+        parsed = self._parsed
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             self._wait_for_head()
-        if self._head is not None:
-            self._head += len(data)
-            if self._head > LARGEST_HEAD and not self.transport.is_closing():
-                self._refuse(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
+        if parsed != self._parsed or self._parsed % 2:  # within a body, or past one
+            self._head = 0
+            return
+        self._head += len(data)
+        if self._head > LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
 
     def on_headers_complete(self) -> None:
-        self._head = None
+        self._parsed += 1
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._head = 0
+        self._parsed += 1
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -76,12 +76,23 @@ async def test_a_head_without_end_is_refused(line: bytes) -> None:
     assert b'"code":"headers_too_large"' in answer
 
 
+async def reads_all(scope: Any, receive: Any, send: Any) -> None:
+    size = 0
+    while (message := await receive()).get("more_body"):
+        size += len(message["body"])
+    size += len(message["body"])
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(str(size)))]})
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
 async def test_a_long_body_is_no_long_head() -> None:
-    async with serving(Endless()) as (reader, writer):
-        size = 10 * connections.LARGEST_HEAD
-        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
-        writer.write(b"x" * size)
-        assert (await reader.read(1024)).startswith(b"HTTP/1.1 200")
+    async with serving(reads_all) as (reader, writer):
+        for size in (0, 10, 70_000, 200_000, 640_000, 1_000_000):
+            head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            writer.write(head + b"x" * size)
+            assert (await reader.readuntil(b"\r\n")) == b"HTTP/1.1 200 OK\r\n"
+            await reader.readuntil(b"\r\n\r\n")
+            assert int(await reader.readexactly(len(str(size)))) == size
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(endless: tuple[Endless, asyncio.StreamReader]) -> None:
