@@ -14,10 +14,10 @@ from shared.keys import Keys
 from tests.conftest import RedisServer, wait_until
 from tests.e2e.conftest import CHAT, chat_weights, server_in
 from tests.e2e.wire import Connection
-from tests.fault.link import Link
 from tests.fault.replies import Reply, all_replies, ask, straddling_stop
 from tests.fault.streams import Progress, metric, redelivered, rows
 from tests.fault.wiretap import Wiretap
+from tests.link import Link
 from tests.processes import Process, Stack
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]

@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from tests.conftest import wait_until
-from tests.fault.link import Link
 from tests.fault.streams import Progress, check, metric, redelivered, rows, shared_by, status, used
 from tests.fault.wiretap import Wiretap
+from tests.link import Link
 from tests.processes import Stack
 
 FLAGS = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "8")
