@@ -4,7 +4,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis
@@ -147,10 +147,9 @@ async def test_a_worker_that_is_cut_off_loses_no_stream_and_comes_back(stack: St
     await check(stack, 9, 10)
 
 
-@pytest.mark.parametrize(("mend", "seed"), [(Link.heal, 11), (Link.forget, 12)], ids=["healed", "forgotten"])
-async def test_a_gateway_that_is_cut_off_keeps_its_streams_and_comes_back(
-    stack: Stack, link: Link, mend: Callable[[Link], None], seed: int
-) -> None:
+@pytest.mark.parametrize("seed", [12])
+async def test_a_gateway_that_is_cut_off_keeps_its_streams_and_comes_back(stack: Stack, link: Link, seed: int) -> None:
+    """Its old connections stay silent for ever: a link that only heals is the easier case."""
     await stack.gateway("--redis-url", link.url)
     await stack.worker(*FLAGS)
     await stack.models("echo")
@@ -164,7 +163,7 @@ async def test_a_gateway_that_is_cut_off_keeps_its_streams_and_comes_back(
         await wait_until(lambda: _unready(stack), description="it says that it is not ready", timeout=4)
         assert await status(stack, "/health") == 200
         await wait_until(lambda: time.monotonic() > healed_at, description="four seconds")
-        mend(link)
+        link.forget()
         await wait_until(lambda: _ready(stack), description="it is ready again", timeout=15)
     await check(stack, 9, 10)
 
