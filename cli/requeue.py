@@ -89,6 +89,7 @@ async def _run(
         parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in (lease, hub, directory, watch)]
         try:
             await hub.ready()
+            await lease.taken.wait()
             return await _ask(hub, job, reply)
         finally:
             hub.cancel([job.id])

@@ -93,7 +93,7 @@ class Gateway:
             self._on_fatal(error)
 
     async def is_ready(self) -> bool:
-        if self.stopping or not self.hub.is_subscribed:
+        if self.stopping or not self.hub.is_subscribed or not self._lease.taken.is_set():
             return False
         try:
             async with asyncio.timeout(READY_WITHIN_S):
@@ -125,6 +125,8 @@ class Gateway:
         try:
             if self.stopping:
                 raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
+            if not self._lease.taken.is_set():
+                raise BusUnavailable("The message bus is not reached yet; try again.", retry_after=2)
             async with asyncio.timeout(ACCEPTED_WITHIN_S):
                 return await submit(body, asked)
         except OutOfMemoryError:

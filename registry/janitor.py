@@ -105,15 +105,16 @@ class Janitor:
         them, or it has withdrawn them without knowing where they were (its enqueue was never answered)."""
         jobs = {id.decode(): _job_in(fields) for id, fields in rows}
         owned, withdrawn = await self._look_up([job for job in jobs.values() if job])
+        unwanted = {id: job for id, job in jobs.items() if not job or job.id not in owned or job.id in withdrawn}
+        if not unwanted:
+            return
         async with self._redis.pipeline(transaction=False) as pipe:
-            for id, job in jobs.items():
-                if job is None or job.id not in owned or job.id in withdrawn:
-                    settle(pipe, Entry(stream, id))
+            for id, job in unwanted.items():
+                settle(pipe, Entry(stream, id))
                 if job and job.id not in owned and isinstance(job.payload, int):
                     pipe.unlink(self._keys.payload(job.request))
-            if settled := len(pipe) // 2:
-                await pipe.execute()
-                log.info("settled %d jobs that nobody waits for in %s", settled, stream)
+            await pipe.execute()
+        log.info("settled %d jobs that nobody waits for in %s", len(unwanted), stream)
 
     async def _look_up(self, jobs: Sequence[Job]) -> tuple[set[str], set[str]]:
         """Ids of those whose gateway lives, and of those that are cancelled or long overdue."""

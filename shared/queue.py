@@ -20,6 +20,7 @@ DispatchMethod = Literal["pull", "shortest_queue", "lottery"]
 
 LEASE_MS = 2500  # of workers and gateways alike
 LEASE_RENEW_S = 0.5
+LOOP_HANGS_AFTER_S = 10.0  # an event loop that has not moved for so long loses its process the lease
 SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own; then it is buried
 PAYLOAD_TTL_MS = 15_000  # of what lies aside, unless its gateway renews it
 BURIED_PAYLOAD_TTL_MS = 24 * 3_600_000  # of that of a dead letter

@@ -16,7 +16,7 @@ from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
 from shared.patience import Patience
-from shared.queue import LEASE_RENEW_S, SUSPECT_AFTER_CRASHES, Claim, Entry, JobQueue
+from shared.queue import LEASE_RENEW_S, LOOP_HANGS_AFTER_S, SUSPECT_AFTER_CRASHES, Claim, Entry, JobQueue
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.inquiry import Inquiry
 from worker.outbox import Outbox
@@ -26,7 +26,6 @@ log = get_logger(__name__)
 
 BLOCK_MS = 500  # how long a read waits before it looks up again
 BEAT_S = 0.2
-LOOP_HANGS_AFTER_S = 10.0
 CLOCKS_DIFFER_MS = 10_000  # gateways withdraw what is overdue; this is for what they left behind
 READ_ENDS_S = BLOCK_MS / 1000 + 0.3  # after that a Redis that has not answered will not
 GOODBYE_S = 1.0  # Redis may be away; then the lease runs out by itself

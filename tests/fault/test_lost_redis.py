@@ -28,22 +28,28 @@ def waiting(server: RedisServer) -> set[bytes]:
         return {id for id, _ in client.xrange(NORMAL)} - {row["message_id"] for row in rows}
 
 
+async def two_run_and_four_wait(stack: Stack, server: RedisServer, tasks: asyncio.TaskGroup) -> Progress:
+    """A gateway, and one worker with two slots; how far the replies are."""
+    await stack.gateway()
+    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "2")
+    await rows(stack, 1)
+    progress = Progress()
+    for number in range(2):
+        tasks.create_task(check(stack, number, 120, progress))
+    await progress.reached(2, streams=2)
+    for number in range(2, 6):
+        tasks.create_task(check(stack, number, 30, progress))
+    await wait_until(lambda: len(waiting(server)) == 4, description="four wait")
+    return progress
+
+
 @pytest.mark.parametrize("seed", [2])
 async def test_with_an_append_only_file_queued_jobs_survive_and_streams_go_on(
     lasting_stack: Stack, lasting_redis: RedisServer, seed: int
 ) -> None:
     stack, server = lasting_stack, lasting_redis
-    await stack.gateway()
-    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "2")
-    await rows(stack, 1)
-    progress = Progress()
     async with asyncio.TaskGroup() as tasks:
-        for number in range(2):
-            tasks.create_task(check(stack, number, 120, progress))
-        await progress.reached(2, streams=2)
-        for number in range(2, 6):
-            tasks.create_task(check(stack, number, 30, progress))
-        await wait_until(lambda: len(waiting(server)) == 4, description="four wait")
+        progress = await two_run_and_four_wait(stack, server, tasks)
         queued = waiting(server)
         await progress.reached(random.Random(seed).randrange(20, 100))
         await restart(server, away=LONGER_THAN_A_LEASE_S)
@@ -65,17 +71,8 @@ async def test_without_persistence_everything_is_issued_again(
     own_stack: Stack, own_redis: RedisServer, seed: int
 ) -> None:
     stack = own_stack
-    await stack.gateway()
-    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "2")
-    await rows(stack, 1)
-    progress = Progress()
     async with asyncio.TaskGroup() as tasks:
-        for number in range(2):
-            tasks.create_task(check(stack, number, 120, progress))
-        await progress.reached(2, streams=2)
-        for number in range(2, 6):
-            tasks.create_task(check(stack, number, 30, progress))
-        await wait_until(lambda: len(waiting(own_redis)) == 4, description="four wait")
+        progress = await two_run_and_four_wait(stack, own_redis, tasks)
         await progress.reached(random.Random(seed).randrange(20, 100))
         await restart(own_redis, away=1.0)
     assert await redelivered(stack) >= 4
