@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+import uvloop
 
 from gateway.app import Gateway, create_app
 from gateway.connections import Door, that_fit
@@ -101,7 +102,7 @@ def main() -> int:
         set_up_logging(settings.log_level)
         if settings.controller_address is not None:
             log.warning("--controller-address: without meaning here; there is only Redis (--redis-url)")
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except StartupError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+import uvloop
+
 from shared.connection import connect
 from shared.errors import EngineFailed, StartupError
 from shared.keys import Keys
@@ -76,7 +78,7 @@ def main() -> int:
         set_up_logging(settings.log_level)
         if flags := settings.without_meaning():
             log.warning("%s: without meaning here; a worker only calls out, to Redis (--redis-url)", ", ".join(flags))
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except StartupError as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)
         return 2
