@@ -56,9 +56,7 @@ async def test_settling_empties_the_stream_and_can_be_repeated(client: Any, keys
     (entry,) = await queue.enqueue(jobs(1), 10, "pull")
     await queue.claim("echo", "w1", free=4, block_ms=0)
     for _ in range(2):
-        async with client.pipeline(transaction=False) as pipe:
-            settle(pipe, entry)
-            await pipe.execute()
+        await client.line.batch(settle([entry]))
     assert await client.xlen(entry.stream) == 0
     assert (await client.xpending(entry.stream, GROUP))["pending"] == 0
 
