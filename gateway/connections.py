@@ -8,7 +8,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.responses import error_response
+from gateway.client import Client
+from gateway.responses import error_parts
 from shared.errors import HeadTooLarge, TokenbusError, TooManyConnections
 from shared.logging import get_logger
 
@@ -43,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._head = 0  # bytes of the head that is being read
         self._parsed = 0  # heads and messages that are complete
         self._cut_off: asyncio.TimerHandle | None = None
+        self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -57,6 +59,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._keep()
         super().connection_lost(exc)
+        self._client.leave()
 
     def pause_writing(self) -> None:
         self._cut_off = self.loop.call_later(STALLED_S, self.transport.abort)
@@ -83,6 +86,10 @@ class Connection(HttpToolsProtocol):
         self._head += len(data)
         if self._head > LARGEST_HEAD and not self.transport.is_closing():
             self._refuse(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["client"] = self._client
 
     def on_headers_complete(self) -> None:
         self._parsed += 1
@@ -112,12 +119,10 @@ class Connection(HttpToolsProtocol):
 
 
 def _refusal(error: TokenbusError) -> bytes:
-    response = error_response(error)
-    response.headers["connection"] = "close"
-    response.headers["x-request-id"] = f"req-{secrets.token_hex(16)}"
-    reason = HTTPStatus(error.status).phrase.encode()
-    status = b"HTTP/1.1 %d %s" % (error.status, reason)
-    return b"\r\n".join([status, *(b": ".join(header) for header in response.raw_headers), b"", bytes(response.body)])
+    headers, body = error_parts(error)
+    headers += [(b"connection", b"close"), (b"x-request-id", b"req-" + secrets.token_hex(16).encode())]
+    status = b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode())
+    return b"\r\n".join([status, *(b": ".join(header) for header in headers), b"", body])
 
 
 def that_fit(connections: int) -> int:
