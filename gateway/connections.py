@@ -33,6 +33,37 @@ class Door:
         return Connection(self, **uvicorn)
 
 
+class HeadWithBody:
+    """A transport that sends the head of a response together with what is written next, or at the end of this turn of
+    the loop: uvicorn writes them one by one, and each write is a call to the kernel."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Connection(HttpToolsProtocol):
     """Besides uvicorn's: beyond the limit it says so and closes; a head has to come within the keep-alive time, be it
     the first one or the next; and a client that reads nothing is cut off, or it would be waited for for ever."""
@@ -51,7 +82,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) >= self._door.limit:
             self._refuse(TooManyConnections("The server has too many open connections; try again.", retry_after=2))
             return
-        super().connection_made(transport)
+        super().connection_made(HeadWithBody(transport, self.loop))  # type: ignore[arg-type]
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

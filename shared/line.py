@@ -44,12 +44,21 @@ class Wire(asyncio.Protocol):
             protocolError=InvalidResponse, replyError=dialled._parser.parse_error, notEnoughData=_NOTHING
         )
         self._why: Exception | None = None
+        self._unsent: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
         self._transport.set_protocol(self)
         if self._transport.is_closing():  # it ended before it was ours: nobody else will say so
-            asyncio.get_running_loop().call_soon(self.connection_lost, None)
+            self._loop.call_soon(self.connection_lost, None)
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        """At the end of this turn of the loop, with whatever else is written in it."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        self._transport.write(b"".join(unsent))
 
     def cut(self, why: Exception) -> None:
         """The end, at once and whatever is under way."""
