@@ -1,5 +1,6 @@
 """The acts on job streams: enqueue, claim, re-issue, settle. PROTOCOL: "Who may do what"."""
 
+import asyncio
 import hashlib
 import random
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ LEASE_MS = 2500  # of workers and gateways alike
 LEASE_RENEW_S = 0.5
 LOOP_HANGS_AFTER_S = 10.0  # an event loop that has not moved for so long loses its process the lease
 SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own; then it is buried
+LOOK_AGAIN_MS = 50  # at most, between two looks of a worker with a handicap
 PAYLOAD_TTL_MS = 15_000  # of what lies aside, unless its gateway renews it
 BURIED_PAYLOAD_TTL_MS = 24 * 3_600_000  # of that of a dead letter
 CANCELLED_SLACK_MS = 60_000  # that a cancellation outlives the job's deadline
@@ -137,8 +139,10 @@ class JobQueue:
         if await self._redis.line.run(self._groups, streams, [GROUP, lease]):
             log.warning("the consumer groups of %s were gone", model)
 
-    async def claim(self, model: str, worker: str, free: int, block_ms: int) -> list[Claim]:
-        """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`.
+    async def claim(self, model: str, worker: str, free: int, block_ms: int, handicap_ms: int = 0) -> list[Claim]:
+        """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`. With
+        a handicap, what is not addressed to it only once it has waited for so long: then it may return early, with
+        nothing.
 
         Never cancel a blocking call: what it was being given would stay in the pending list.
         """
@@ -146,9 +150,11 @@ class JobQueue:
             rows = await self._redis.line.run(
                 self._claim,
                 [*self.streams_of(model, worker), self._keys.workers(model)],
-                [GROUP, worker, free, self._keys.worker(model, "")],
+                [GROUP, worker, free, self._keys.worker(model, ""), handicap_ms],
             )
-            if not rows and block_ms:
+            if not rows and block_ms and handicap_ms:
+                await asyncio.sleep(min(handicap_ms / 2, block_ms, LOOK_AGAIN_MS) / 1000)
+            elif not rows and block_ms:
                 rows = await self._read(worker, self.streams_of(model, worker), ">", count=1, block=block_ms)
         except ResponseError as error:
             if "NOGROUP" not in str(error):

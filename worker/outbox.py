@@ -37,9 +37,10 @@ class Outbox:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def changed(self, running: RunningJob) -> None:
-        """`running` has something to publish."""
-        self._changed[running.request_id] = running
+    def changed(self, *running: RunningJob) -> None:
+        """They have something to publish."""
+        for one in running:
+            self._changed[one.request_id] = one
         self._empty.clear()
         self._wake.set()
 
