@@ -32,11 +32,12 @@ class _Request(BaseModel):
     def _refuse_what_is_not_honoured(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             raise ValueError("the body must be a JSON object")
-        for name, harmless in cls.not_yet.items():
-            value = body.get(name)
-            if value is not None and not any(type(value) is type(ok) and value == ok for ok in harmless):
+        given = [name for name in cls.not_yet if name in body]
+        for name in given:
+            value = body[name]
+            if value is not None and not any(type(value) is type(ok) and value == ok for ok in cls.not_yet[name]):
                 raise Unsupported(name)
-        return {name: value for name, value in body.items() if name not in cls.not_yet}
+        return {name: value for name, value in body.items() if name not in given} if given else body
 
 
 class Unsupported(Exception):

@@ -28,14 +28,21 @@ class Snapshot:
 
     names: dict[str, ModelRecord] = field(default_factory=dict)
     workers: dict[str, list[WorkerInfo]] = field(default_factory=dict)
+    served: frozenset[tuple[str, str]] = field(init=False)  # name and model, of all workers
+
+    def __post_init__(self) -> None:
+        served = {
+            (name, worker.model) for workers in self.workers.values() for worker in workers for name in worker.names
+        }
+        object.__setattr__(self, "served", frozenset(served))
 
     def live_names(self) -> list[str]:
         """Names that somebody alive serves, sorted."""
-        return sorted({name for workers in self.workers.values() for worker in workers for name in worker.names})
+        return sorted({name for name, _ in self.served})
 
     def is_live(self, name: str) -> bool:
         record = self.names.get(name)
-        return record is not None and any(name in worker.names for worker in self.workers.get(record.model, ()))
+        return record is not None and (name, record.model) in self.served
 
 
 async def read_records(redis: Redis, keys: Keys) -> dict[str, ModelRecord]:
