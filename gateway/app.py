@@ -65,12 +65,13 @@ class Gateway:
         stall_timeout: float,
         no_worker_timeout: float,
         default_max_tokens: int | None,
+        metrics: Metrics,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.redis: Redis = connect(redis_url)
         self._redis_url = redis_url
         self._on_fatal = on_fatal
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.stopping = False
         self._request_timeout = request_timeout
         keys, id = Keys(namespace), new_process_id()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.__main__ import listen
+from gateway.listener import listen
 from gateway.settings import GatewaySettings
 from shared.errors import StartupError
 from worker.settings import WorkerSettings
@@ -46,7 +46,7 @@ def test_a_settings_file_that_is_not_there_is_not_passed_over(monkeypatch: pytes
 
 
 def test_answers_on_a_kept_connection_are_not_held_back() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0)[0] as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
