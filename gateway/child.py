@@ -1,7 +1,7 @@
 """`python -m gateway.child`: one of several gateway processes on one port, as gateway.supervisor starts them.
 
-Its stdin brings what it is to do, and then stays open for as long as its parent lives; its stdout takes the word that
-it is ready, or in one line why it cannot start.
+Its stdin brings what it is to do, and then stays open for as long as its parent lives; its stdout takes what the parent
+has to know.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import sys
 import uvloop
 
 from gateway.metrics import Metrics, forget_process, sum_over_processes
-from gateway.orders import READY, Orders
+from gateway.orders import LEAVING, READY, Orders
 from gateway.server import GatewayServer
 from shared.errors import StartupError
 from shared.logging import get_logger, set_up_logging
@@ -29,7 +29,8 @@ class Child:
         self._orders = orders
         sum_over_processes(orders.metrics, orders.number)
         self._metrics = Metrics(orders.metrics)
-        self._server = GatewayServer(orders.settings, self._metrics)
+        self._server = GatewayServer(orders.settings, self._metrics, self._say_leaving)
+        self._ready = False
         self._orphaned = False
 
     async def run(self) -> None:
@@ -59,7 +60,13 @@ class Child:
 
     async def _say_ready(self) -> None:
         await self._server.gateway.hub.ready()
+        self._ready = True
         _tell_parent(READY)
+
+    def _say_leaving(self) -> None:
+        if self._ready:  # once is enough
+            self._ready = False
+            _tell_parent(LEAVING)
 
     async def _keep_gauges(self) -> None:
         """Whichever process is asked for the metrics reads the gauges of all."""

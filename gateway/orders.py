@@ -5,12 +5,14 @@ from pathlib import Path
 
 from gateway.settings import GatewaySettings
 
-READY = b"ready\n"  # from the child, once it is on the bus; any other line is why it cannot start
+# From the child, a line each; any other is why it cannot start.
+READY = b"ready\n"  # it is on the bus
+LEAVING = b"leaving\n"  # it was ready, and accepts nothing more
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """To the child, pickled. `number` tells the processes that run at one time apart; a successor gets it again."""
+    """To the child, pickled. `number` tells the processes that run at one time apart; it is given again."""
 
     settings: GatewaySettings
     number: int

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -18,10 +18,11 @@ class Server(uvicorn.Server):
     """Tells the gateway when a signal comes: uvicorn only waits for open requests, and some would be long. Nor does it
     raise the signal again at the end, as uvicorn would: a gateway that was asked to leave has done well (exit 0)."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, grace: float, on_leaving: Callable[[], None]) -> None:
         super().__init__(config)
         self._gateway = gateway
         self._grace = grace
+        self._on_leaving = on_leaving
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -33,12 +34,16 @@ class Server(uvicorn.Server):
     def leave(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.handle_exit(number, None)  # a second SIGINT forces
         self._gateway.stop(self._grace)
+        self._on_leaving()
 
 
 class GatewayServer:
-    """A gateway and its server, made of the settings."""
+    """A gateway and its server, made of the settings. `on_leaving` is called before it stops to accept."""
 
-    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: GatewaySettings, metrics: Metrics, on_leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_leaving = on_leaving
         self._fatal: list[BaseException] = []
         self.gateway = Gateway(
             redis_url=settings.redis_url,
@@ -69,11 +74,12 @@ class GatewayServer:
             timeout_keep_alive=settings.keep_alive,
             timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
         )
-        self._server = Server(config, self.gateway, settings.drain_timeout)
+        self._server = Server(config, self.gateway, settings.drain_timeout, on_leaving)
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)
         self._server.should_exit = True
+        self._on_leaving()
 
     async def run(self, listener: socket.socket) -> BaseException | None:
         """Until it was told to leave and has drained, or until a part of it died: then what killed it."""

@@ -4,6 +4,7 @@ Children lead process groups of their own, so that a terminal's Ctrl-C reaches t
 """
 
 import asyncio
+import itertools
 import pickle
 import signal
 import socket
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from gateway.orders import READY, Orders
+from gateway.orders import LEAVING, READY, Orders
 from gateway.settings import GatewaySettings
 from shared.errors import StartupError
 from shared.logging import get_logger
@@ -29,45 +30,59 @@ OVERDUE_S = 15.0  # after the drain: a child that has not ended by then hangs
 CANNOT_START = 2  # exit code
 
 
-class Place:
-    """One listening socket, and the process that accepts from it: the first one or a successor."""
+class Child:
+    """One process, from its start to its end."""
 
     def __init__(self, orders: Orders) -> None:
-        self.orders = orders
+        self.number = orders.number
+        self.started = time.monotonic()
         self.ready = False
-        self.last_words = ""
-        self._leaves = False
+        self.replaceable = asyncio.Event()  # it accepts nothing any more: it leaves, or has ended
+        self.end: str | None = None  # once it has ended
+        self.cannot_start = ""  # and why not, if that was why
+        self._orders = orders
+        self._told = False
         self._process: asyncio.subprocess.Process | None = None
 
-    async def run_once(self) -> int:
-        """From the start of a process to its end; returns its exit code."""
-        self.ready, self.last_words = False, ""
+    async def run(self) -> None:
+        try:
+            code, last_words = await self._run()
+            self.end = how_it_ended(code) + (f": {last_words}" if last_words else "")
+            self.cannot_start = last_words if code == CANNOT_START else ""
+        except OSError as error:  # the machine has no room for one more process
+            self.end = f"could not be started: {error}"
+        finally:
+            self.ready = False
+            mark_process_dead(self.number, str(self._orders.metrics))  # type: ignore[no-untyped-call]
+            self.replaceable.set()
+
+    async def _run(self) -> tuple[int, str]:
+        """Its exit code and its last words."""
         python = (sys.executable, "-P") if sys.flags.safe_path else (sys.executable,)
         self._process = process = await asyncio.create_subprocess_exec(
             *python,
             *("-m", "gateway.child"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=[self.orders.listener],
+            pass_fds=[self._orders.listener],
             process_group=0,
         )
-        if self._leaves:  # it was told so while the process was being made
+        if self._told:  # while the process was being made
             process.terminate()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(pickle.dumps(self.orders))  # and stays open: its end is that of this parent
+        process.stdin.write(pickle.dumps(self._orders))  # and stays open: its end is that of this parent
+        last_words = ""
         async for line in process.stdout:
-            if line == READY:
-                self.ready = True
-            else:
-                self.last_words = line.decode(errors="replace").strip()
-        code = await process.wait()
-        self.ready = False
-        mark_process_dead(self.orders.number, str(self.orders.metrics))  # type: ignore[no-untyped-call]
-        return code
+            self.ready = line == READY
+            if line == LEAVING:
+                self.replaceable.set()
+            elif line != READY:
+                last_words = line.decode(errors="replace").strip()
+        return await process.wait(), last_words
 
-    def leave(self, number: signal.Signals) -> None:
-        self._leaves = True
+    def tell(self, number: signal.Signals) -> None:
+        self._told = True
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
@@ -77,7 +92,7 @@ class Supervisor:
     def __init__(self, settings: GatewaySettings, listeners: Sequence[socket.socket]) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._places: list[Place] = []
+        self._children: dict[int, Child] = {}  # that run, by number
         self._leaving = asyncio.Event()
         self._failure: StartupError | None = None
 
@@ -92,35 +107,36 @@ class Supervisor:
             raise self._failure
 
     async def _keep_all(self, metrics: Path) -> None:
-        share = self._settings.share()
-        for number, listener in enumerate(self._listeners):
-            self._places.append(Place(Orders(share, number, listener.fileno(), metrics)))
         async with asyncio.TaskGroup() as tasks:
-            for place in self._places:
-                tasks.create_task(self._keep(place), name=f"process {place.orders.number}")
+            for place, listener in enumerate(self._listeners):
+                tasks.create_task(self._keep(listener, metrics, tasks), name=f"place {place}")
 
-    async def _keep(self, place: Place) -> None:
-        """Until all leave: who dies is replaced, after a pause that doubles if it did not live long."""
-        pause = 0.0
+    async def _keep(self, listener: socket.socket, metrics: Path, tasks: asyncio.TaskGroup) -> None:
+        """Somebody accepts here until all leave: who dies is replaced, after a pause that doubles if it did not live
+        long; who leaves by itself is replaced at once, while it drains."""
+        share, pause = self._settings.share(), 0.0
         while not self._leaving.is_set():
-            started = time.monotonic()
-            try:
-                code = await place.run_once()
-                end = how_it_ended(code) + (f": {place.last_words}" if place.last_words else "")
-            except OSError as error:  # the machine has no room for one more process
-                code, end = 1, f"did not start: {error}"
+            number = next(number for number in itertools.count() if number not in self._children)
+            child = self._children[number] = Child(Orders(share, number, listener.fileno(), metrics))
+            tasks.create_task(self._run(child), name=f"process {number}")
+            await child.replaceable.wait()
             if self._leaving.is_set():
                 return
-            if code == CANNOT_START and not any(other.ready for other in self._places):
-                self._failure = StartupError(place.last_words)
+            if child.cannot_start and not any(other.ready for other in self._children.values()):
+                self._failure = StartupError(child.cannot_start)
                 self._leave(signal.SIGTERM)
                 return
-            log.warning("process %d %s; another takes its place", place.orders.number, end)
-            pause = 0.0 if time.monotonic() - started > STEADY_S else pause
+            log.warning("process %d %s; another takes its place", number, child.end or "leaves")
+            steady = child.end is None or time.monotonic() - child.started > STEADY_S
+            pause = 0.0 if steady else pause
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._leaving.wait()
             pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+
+    async def _run(self, child: Child) -> None:
+        await child.run()
+        del self._children[child.number]
 
     def _leave(self, number: signal.Signals) -> None:
         """The first time all drain; a SIGINT after that forces."""
@@ -135,8 +151,8 @@ class Supervisor:
             self._tell_all(signal.SIGINT)
 
     def _tell_all(self, number: signal.Signals) -> None:
-        for place in self._places:
-            place.leave(number)
+        for child in self._children.values():
+            child.tell(number)
 
 
 def _folder() -> TemporaryDirectory[str]:
