@@ -21,6 +21,7 @@ from shared.logging import get_logger, set_up_logging
 log = get_logger("gateway")
 
 GAUGES_EVERY_S = 0.5
+ACCEPTS_WITHIN_S = 2.0
 FROM_PARENT, TO_PARENT = 0, 1
 
 
@@ -29,7 +30,10 @@ class Child:
         self._orders = orders
         sum_over_processes(orders.metrics, orders.number)
         self._metrics = Metrics(orders.metrics)
-        self._server = GatewayServer(orders.settings, self._metrics, self._say_leaving)
+        # Its siblings may be ready since long, and clients that waited for the one before it should not be sent away.
+        self._server = GatewayServer(
+            orders.settings, self._metrics, on_leaving=self._say_leaving, accepts_within=ACCEPTS_WITHIN_S
+        )
         self._ready = False
         self._orphaned = False
 

@@ -38,10 +38,16 @@ class Server(uvicorn.Server):
 
 
 class GatewayServer:
-    """A gateway and its server, made of the settings. `on_leaving` is called before it stops to accept."""
+    """A gateway and its server, made of the settings. `on_leaving` is called before it stops to accept. Connections are
+    accepted once it is on the bus, or after `accepts_within` seconds without."""
 
     def __init__(
-        self, settings: GatewaySettings, metrics: Metrics, on_leaving: Callable[[], None] = lambda: None
+        self,
+        settings: GatewaySettings,
+        metrics: Metrics,
+        *,
+        on_leaving: Callable[[], None] = lambda: None,
+        accepts_within: float = 0.0,
     ) -> None:
         self._on_leaving = on_leaving
         self._fatal: list[BaseException] = []
@@ -56,6 +62,7 @@ class GatewayServer:
             default_max_tokens=settings.default_max_tokens,
             metrics=metrics,
             on_fatal=self._on_fatal,
+            accepts_within=accepts_within,
         )
         app = create_app(
             self.gateway,

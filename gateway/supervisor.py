@@ -74,10 +74,12 @@ class Child:
         process.stdin.write(pickle.dumps(self._orders))  # and stays open: its end is that of this parent
         last_words = ""
         async for line in process.stdout:
-            self.ready = line == READY
-            if line == LEAVING:
+            if line == READY:
+                self.ready = True
+            elif line == LEAVING:
+                self.ready = False
                 self.replaceable.set()
-            elif line != READY:
+            else:
                 last_words = line.decode(errors="replace").strip()
         return await process.wait(), last_words
 
@@ -112,8 +114,8 @@ class Supervisor:
                 tasks.create_task(self._keep(listener, metrics, tasks), name=f"place {place}")
 
     async def _keep(self, listener: socket.socket, metrics: Path, tasks: asyncio.TaskGroup) -> None:
-        """Somebody accepts here until all leave: who dies is replaced, after a pause that doubles if it did not live
-        long; who leaves by itself is replaced at once, while it drains."""
+        """Somebody accepts here until all leave: who dies is replaced, and who leaves by itself too, while it drains;
+        at once, or after a pause that doubles where they do not live long."""
         share, pause = self._settings.share(), 0.0
         while not self._leaving.is_set():
             number = next(number for number in itertools.count() if number not in self._children)
@@ -127,8 +129,8 @@ class Supervisor:
                 self._leave(signal.SIGTERM)
                 return
             log.warning("process %d %s; another takes its place", number, child.end or "leaves")
-            steady = child.end is None or time.monotonic() - child.started > STEADY_S
-            pause = 0.0 if steady else pause
+            if time.monotonic() - child.started > STEADY_S:
+                pause = 0.0
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._leaving.wait()
