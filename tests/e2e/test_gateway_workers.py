@@ -173,6 +173,7 @@ async def test_a_process_that_is_told_to_leave_is_replaced_before_it_has_drained
     streams.close()
     await wait_until(lambda: not leaving.is_running(), description="it has ended")
     assert gateway.said().count("leaves; another takes its place") == 1
+    assert await asyncio.to_thread(gateway.terminate) == 0
 
 
 async def test_a_second_ctrl_c_waits_for_no_stream(stack: Stack, streams: Streams) -> None:
