@@ -3,32 +3,27 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 
-from gateway.asked import Asked, ends_by
+from gateway.asked import Asked
+from gateway.bodies import Bodies, Body
+from gateway.endpoints import generation_endpoints
+from gateway.front import Front
 from gateway.generate import Answer, Generator
 from gateway.hub import Hub
 from gateway.lease import GatewayLease
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
-from gateway.middleware import ApiKeys, BodyLimit, RequestId
-from gateway.responses import EmbeddingResponse, StreamResponse, TextResponse, error_response, json_response
-from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Unsupported
+from gateway.responses import error_response, json_response
 from gateway.watch import Watch
 from registry.directory import Directory
 from registry.janitor import Janitor
 from shared import __version__
-from shared.connection import BUS_ERRORS, Redis, connect, wait_for_redis
+from shared.connection import BUS_ERRORS, Bus, connect, wait_for_redis
 from shared.errors import (
     BusUnavailable,
     InvalidRequest,
@@ -37,7 +32,6 @@ from shared.errors import (
     NotFound,
     ShuttingDown,
     TokenbusError,
-    UnsupportedParameter,
 )
 from shared.keys import Keys
 from shared.logging import get_logger
@@ -46,7 +40,6 @@ from shared.queue import DispatchMethod
 
 log = get_logger(__name__)
 
-Body = TypeVar("Body", bound=BaseModel)
 READY_WITHIN_S = 1.0
 ACCEPTED_WITHIN_S = 5.0  # a Redis that is stopped, or behind a dead link, answers nothing and raises nothing
 
@@ -69,13 +62,13 @@ class Gateway:
         on_fatal: Callable[[BaseException], None],
         accepts_within: float = 0.0,
     ) -> None:
-        self.redis: Redis = connect(redis_url)
+        self.redis: Bus = connect(redis_url)
         self._redis_url = redis_url
         self._on_fatal = on_fatal
         self._accepts_within = accepts_within
         self.metrics = metrics
         self.stopping = False
-        self._request_timeout = request_timeout
+        self.request_timeout = request_timeout
         keys, id = Keys(namespace), new_process_id()
         self.hub = Hub(self.redis, keys, id, self.metrics, max_queue, dispatch_method)
         self.directory = Directory(self.redis, keys)
@@ -115,18 +108,6 @@ class Gateway:
             error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
             asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
 
-    async def take(
-        self, request: Request, schema: type[Body], submit: Callable[[Body, Asked], Awaitable[Answer]]
-    ) -> tuple[Body, Answer]:
-        """A request from its head to its place in the queue. Its deadline counts from the head: a body that trickles in
-        or a bus that does not answer take from it."""
-        asked: Asked = request.state.asked.within(self._request_timeout)
-        async with ends_by(asked.deadline):
-            body = await read_body(request, schema)
-            raw = await request.body()
-            asked = replace(asked, body=hash(raw), size=len(raw))
-            return body, await self.accept(submit, body, asked)
-
     async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
         try:
@@ -164,60 +145,22 @@ class Gateway:
             await self.redis.aclose()
 
 
-async def read_body(request: Request, schema: type[Body]) -> Body:
-    """Raises InvalidRequest with the parameter that is wrong."""
-    try:
-        body = await request.body()
-        return schema.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
-    except ClientDisconnect:
-        raise InvalidRequest("The request ended before its body did.") from None
-    except Unsupported as error:
-        raise UnsupportedParameter(str(error), param=error.param) from None
-    except ValidationError as error:
-        raise _invalid(error) from None
-    except RecursionError:
-        raise InvalidRequest("The request body is nested too deeply.") from None
-
-
-def _invalid(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = [str(part) for part in first["loc"]]
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return InvalidRequest(f"Unrecognized request argument supplied: {'.'.join(path)}", param=path[0])
-    if not path:
-        return InvalidRequest(reason)
-    return InvalidRequest(f"Invalid value for '{'.'.join(path[:3])}': {reason}", param=path[0])
-
-
 def create_app(
     gateway: Gateway, *, api_keys: list[str], allowed_origins: list[str], max_body_bytes: int, max_bodies_bytes: int
-) -> FastAPI:
+) -> Front:
     app = FastAPI(
         title="Tokenbus",
         version=__version__,
         lifespan=gateway.lifespan,
         redirect_slashes=False,  # a redirect would drop the body
-        middleware=[
-            Middleware(RequestId),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=allowed_origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
-            ),
-            Middleware(ApiKeys, keys=api_keys),
-            Middleware(BodyLimit, limit=max_body_bytes, total=max_bodies_bytes),
-        ],
         exception_handlers={TokenbusError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
     )
+    endpoints = generation_endpoints(gateway, Bodies(max_body_bytes, max_bodies_bytes))
     _add_health(app, gateway)
     _add_models(app, gateway)
-    _add_generation(app, gateway)
-    return app
+    for path, endpoint in endpoints.items():
+        app.router.routes.append(endpoint.route(path))
+    return Front(app, endpoints, api_keys=api_keys, allowed_origins=allowed_origins)
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
@@ -265,33 +208,6 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         if not snapshot.is_live(name):
             raise ModelNotFound(gateway.directory.not_found(name), param="model")
         return json_response(describe(name, snapshot.names[name]))
-
-
-def _add_generation(app: FastAPI, gateway: Gateway) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatCompletionRequest))
-    async def chat_completions(request: Request) -> Response:
-        body, answer = await gateway.take(request, ChatCompletionRequest, gateway.generator.chat)
-        if body.stream:
-            return StreamResponse(answer, chat=True, include_usage=body.include_usage)
-        return TextResponse(answer, chat=True)
-
-    @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
-    async def completions(request: Request) -> Response:
-        body, answer = await gateway.take(request, CompletionRequest, gateway.generator.completion)
-        if body.stream:
-            return StreamResponse(answer, chat=False, include_usage=body.include_usage)
-        return TextResponse(answer, chat=False)
-
-    @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingRequest))
-    async def embeddings(request: Request) -> Response:
-        body, answer = await gateway.take(request, EmbeddingRequest, gateway.generator.embedding)
-        return EmbeddingResponse(answer, body.encoding_format or "float")
-
-
-def _body_of(schema: type[BaseModel]) -> dict[str, Any]:
-    """The body is read by `read_body`, for OpenAI's errors; the description says what it takes."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

@@ -1,14 +1,11 @@
 """What is known of a request besides what its body says: its id, its deadline, whether it may be a retry."""
 
-import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from shared.errors import DeadlineExceeded, InvalidRequest
+from shared.errors import InvalidRequest
 
 OVERDUE = "The request took longer than its deadline allows."
 TIMEOUT_HEADER = "x-request-timeout"
@@ -16,7 +13,7 @@ RETRIES_HEADER = "x-stainless-retry-count"  # of OpenAI's and other libraries
 _NUMBER = re.compile(r"[0-9.eE+-]{1,32}")  # float() takes underscores and "inf" as well
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """What is known of a request besides what its body says. Times are time.monotonic()'s."""
 
@@ -26,7 +23,7 @@ class Asked:
     timeout: str | None = None  # x-request-timeout as it was sent
     first_try: bool = False  # the client's library says that this is no retry
     arrived_at: float = field(default_factory=time.monotonic)
-    deadline: float = math.inf  # see `within`
+    deadline: float = math.inf  # see `end_within`
     body: int = 0  # its hash
     size: int = 0  # of the body, in bytes
 
@@ -35,9 +32,9 @@ class Asked:
         """By which a retry is recognised."""
         return None if self.first_try else self.body
 
-    def within(self, longest: float) -> "Asked":
-        """With its deadline: the client's own, but `longest` seconds at most. Raises InvalidRequest."""
-        return replace(self, deadline=self.arrived_at + min(self._seconds(), longest))
+    def end_within(self, longest: float) -> None:
+        """Sets the deadline: the client's own, but `longest` seconds at most. Raises InvalidRequest."""
+        self.deadline = self.arrived_at + min(self._seconds(), longest)
 
     def _seconds(self) -> float:
         if self.timeout is None:
@@ -52,16 +49,3 @@ class Asked:
                 param=TIMEOUT_HEADER,
             )
         return seconds
-
-
-@asynccontextmanager
-async def ends_by(deadline: float) -> AsyncIterator[None]:
-    """Raises DeadlineExceeded if the block is not left by then."""
-    timeout = asyncio.timeout(deadline - time.monotonic())
-    try:
-        async with timeout:
-            yield
-    except TimeoutError:
-        if timeout.expired():
-            raise DeadlineExceeded(OVERDUE) from None
-        raise

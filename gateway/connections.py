@@ -8,7 +8,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.responses import error_response
+from gateway.client import Client
+from gateway.responses import error_parts
 from shared.errors import HeadTooLarge, TokenbusError, TooManyConnections
 from shared.logging import get_logger
 
@@ -32,6 +33,37 @@ class Door:
         return Connection(self, **uvicorn)
 
 
+class HeadWithBody:
+    """A transport that sends the head of a response together with what is written next, or at the end of this turn of
+    the loop: uvicorn writes them one by one, and each write is a call to the kernel."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Connection(HttpToolsProtocol):
     """Besides uvicorn's: beyond the limit it says so and closes; a head has to come within the keep-alive time, be it
     the first one or the next; and a client that reads nothing is cut off, or it would be waited for for ever."""
@@ -43,13 +75,14 @@ class Connection(HttpToolsProtocol):
         self._head = 0  # bytes of the head that is being read
         self._parsed = 0  # heads and messages that are complete
         self._cut_off: asyncio.TimerHandle | None = None
+        self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         if len(self.connections) >= self._door.limit:
             self._refuse(TooManyConnections("The server has too many open connections; try again.", retry_after=2))
             return
-        super().connection_made(transport)
+        super().connection_made(HeadWithBody(transport, self.loop))  # type: ignore[arg-type]
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,6 +90,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._keep()
         super().connection_lost(exc)
+        self._client.leave()
 
     def pause_writing(self) -> None:
         self._cut_off = self.loop.call_later(STALLED_S, self.transport.abort)
@@ -83,6 +117,10 @@ class Connection(HttpToolsProtocol):
         self._head += len(data)
         if self._head > LARGEST_HEAD and not self.transport.is_closing():
             self._refuse(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["client"] = self._client
 
     def on_headers_complete(self) -> None:
         self._parsed += 1
@@ -112,12 +150,10 @@ class Connection(HttpToolsProtocol):
 
 
 def _refusal(error: TokenbusError) -> bytes:
-    response = error_response(error)
-    response.headers["connection"] = "close"
-    response.headers["x-request-id"] = f"req-{secrets.token_hex(16)}"
-    reason = HTTPStatus(error.status).phrase.encode()
-    status = b"HTTP/1.1 %d %s" % (error.status, reason)
-    return b"\r\n".join([status, *(b": ".join(header) for header in response.raw_headers), b"", bytes(response.body)])
+    headers, body = error_parts(error)
+    headers += [(b"connection", b"close"), (b"x-request-id", b"req-" + secrets.token_hex(16).encode())]
+    status = b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode())
+    return b"\r\n".join([status, *(b": ".join(header) for header in headers), b"", body])
 
 
 def that_fit(connections: int) -> int:

@@ -5,18 +5,16 @@ A request's cleanup cannot await: it may run while its task is being cancelled. 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from shared.connection import BUS_ERRORS, Redis
+from shared.connection import BUS_ERRORS, Bus
 from shared.keys import Keys
+from shared.line import Command
 from shared.logging import get_logger
 from shared.messages import Abort, Job, Trace, encode
 from shared.queue import CANCELLED_SLACK_MS, Entry, script, settle
 
 log = get_logger(__name__)
-
-Errand = Callable[[Any], object]
 
 
 class Errands:
@@ -28,46 +26,46 @@ class Errands:
     DEAD_LETTERS = 1_000  # per model
     REQUEST_ID_TTL_MS = 600_000
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: Bus, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-        self._pending: deque[Errand] = deque(maxlen=self.MOST)
+        self._pending: deque[Command | Entry] = deque(maxlen=self.MOST)  # an entry: to be settled
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
         self._bury = script("bury")
 
     def settle(self, entry: Entry) -> None:
-        self._add(lambda pipe: settle(pipe, entry))
+        self._add(entry)
 
     def abort(self, worker: str, job: str, attempt: int) -> None:
-        self._add(lambda pipe: pipe.publish(self._keys.control(worker), encode(Abort(job, attempt))))
+        self._add(("PUBLISH", self._keys.control(worker), encode(Abort(job, attempt))))
 
     def cancel(self, job: Job) -> None:
         """For whoever claims the job later."""
         key = self._keys.cancelled(job.id)
-        self._add(lambda pipe: pipe.set(key, "1", pxat=job.deadline + CANCELLED_SLACK_MS))
+        self._add(("SET", key, "1", "PXAT", job.deadline + CANCELLED_SLACK_MS))
 
     def bury(self, job: Job, reason: str, workers: Sequence[str]) -> None:
         """Into the model's dead letters, for people to look at."""
-        row = [encode(job), reason, ",".join(workers), self.DEAD_LETTERS]
-        self._add(lambda pipe: pipe.eval(self._bury, 1, self._keys.dead(job.model), *row))
+        row = (encode(job), reason, ",".join(workers), self.DEAD_LETTERS)
+        self._add(("EVAL", self._bury.source, 1, self._keys.dead(job.model), *row))
 
     def forget_payload(self, request: str) -> None:
-        self._add(lambda pipe: pipe.unlink(self._keys.payload(request)))
+        self._add(("UNLINK", self._keys.payload(request)))
 
     def keep_payload(self, request: str, ttl_ms: int) -> None:
-        self._add(lambda pipe: pipe.pexpire(self._keys.payload(request), ttl_ms))
+        self._add(("PEXPIRE", self._keys.payload(request), ttl_ms))
 
     def trace(self, trace: Trace, until: int) -> None:
         """`until` in ms since the epoch."""
-        self._add(lambda pipe: pipe.set(self._keys.trace(trace.job), encode(trace), pxat=until))
+        self._add(("SET", self._keys.trace(trace.job), encode(trace), "PXAT", until))
 
     def name_request(self, request_id: str, request: str, deadline: int) -> None:
         """For those who look it up by the x-request-id that its client chose."""
         key = self._keys.request(request_id)
-        self._add(lambda pipe: pipe.set(key, request, pxat=deadline + self.REQUEST_ID_TTL_MS))
+        self._add(("SET", key, request, "PXAT", deadline + self.REQUEST_ID_TTL_MS))
 
-    def _add(self, errand: Errand) -> None:
+    def _add(self, errand: Command | Entry) -> None:
         self._pending.append(errand)
         self._wake.set()
 
@@ -89,13 +87,12 @@ class Errands:
             while self._pending:
                 await self._send([self._pending.popleft() for _ in range(min(len(self._pending), self.BATCH))])
 
-    async def _send(self, batch: list[Errand]) -> None:
+    async def _send(self, batch: list[Command | Entry]) -> None:
+        entries = [errand for errand in batch if isinstance(errand, Entry)]
+        commands = [errand for errand in batch if not isinstance(errand, Entry)]
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for errand in batch:
-                    errand(pipe)
-                # One refused errand (a group that is gone) must not keep the others from being sent.
-                await pipe.execute(raise_on_error=False)
+            # One refused errand (a group that is gone) must not keep the others from being sent.
+            await self._redis.line.replies([*commands, *settle(entries)])
         except BaseException:
             self._pending.extendleft(reversed(batch))
             raise

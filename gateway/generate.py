@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.asked import Asked
@@ -31,20 +31,29 @@ class Answer:
 
     def close(self) -> None:
         """Frees whatever still runs for it. Sync and idempotent."""
-        if len(self._usages) < self.choices:
+        if not self.has_ended:
             if self.mailbox.has_failed:
                 self._hub.cancel(self._jobs, "another job of its request failed")
             else:
                 self._hub.cancel(self._jobs)
 
-    async def updates(self) -> AsyncIterator[list[Update]]:
-        """Until every choice has ended. Raises the request's error, or ClientGone."""
-        while len(self._usages) < self.choices:
-            updates = await self.mailbox.get()
-            for update in updates:
-                if update.usage is not None:
-                    self._usages[update.index] = update.usage
-            yield updates
+    @property
+    def has_ended(self) -> bool:
+        """Every choice has."""
+        return len(self._usages) == self.choices
+
+    async def updates(self) -> list[Update]:
+        """What is new, or nothing after `mailbox.wake`. Raises the request's error, or ClientGone."""
+        updates = await self.mailbox.get()
+        for update in updates:
+            if update.usage is not None:
+                self._usages[update.index] = update.usage
+        return updates
+
+    def leave(self) -> None:
+        """Its client did."""
+        self.mailbox.close()
+        self.close()
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object; choices of one prompt share it, so it counts once."""

@@ -35,7 +35,7 @@ class Mailbox:
         self._updates: dict[int, Update] = {}
         self._error: TokenbusError | None = None
         self._closed = False
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     def add(self, index: int, text: str, embeddings: list[str] | None) -> None:
         update = self._update(index)
@@ -49,7 +49,7 @@ class Mailbox:
 
     def fail(self, error: TokenbusError) -> None:
         self._error = self._error or error
-        self._arrived.set()
+        self.wake()
 
     @property
     def has_failed(self) -> bool:
@@ -58,26 +58,36 @@ class Mailbox:
     def close(self) -> None:
         """The client left: whoever waits in `get` is told."""
         self._closed = True
-        self._arrived.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits in `get` looks again, and comes back with nothing if there is nothing."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _update(self, index: int) -> Update:
-        self._arrived.set()
-        return self._updates.setdefault(index, Update(index))
+        update = self._updates.get(index)
+        if update is None:
+            update = self._updates[index] = Update(index)
+            self.wake()
+        return update
 
     async def get(self) -> list[Update]:
-        """What is new, at least one update. Raises the request's error after its last update, or ClientGone."""
-        while True:
-            await self._arrived.wait()
-            if self._closed:
-                raise ClientGone
-            if self._updates:
-                updates, self._updates = list(self._updates.values()), {}
-                if self._error is None:
-                    self._arrived.clear()
-                return updates
-            if self._error is not None:
-                raise self._error
-            self._arrived.clear()
+        """What is new. Raises the request's error after its last update, or ClientGone."""
+        if not self._updates and self._error is None and not self._closed:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._closed:
+            raise ClientGone
+        if self._updates:
+            updates, self._updates = list(self._updates.values()), {}
+            return updates
+        if self._error is not None:
+            raise self._error
+        return []
 
 
 @dataclass(slots=True)

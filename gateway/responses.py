@@ -1,18 +1,18 @@
-"""Answers as ASGI responses. Headers wait for the first update or failure, so that what only a worker can know is a
-plain HTTP error; and a client that leaves, streaming or not, closes its answer at once."""
+"""Answers, written by ASGI messages. Headers wait for the first update or failure, so that what only a worker can know
+is a plain HTTP error; and a client that leaves, streaming or not, closes its answer at once."""
 
 import asyncio
 import base64
 import math
 import struct
-from abc import abstractmethod
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Send
 
+from gateway.client import Client
 from gateway.generate import Answer
 from gateway.inflight import ClientGone, Update
 from gateway.templates import DONE, KEEP_ALIVE, ChunkTemplate, event
@@ -20,63 +20,80 @@ from shared.errors import TokenbusError
 
 KEEP_ALIVE_S = 15.0
 
+Headers = list[tuple[bytes, bytes]]
 
-def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+def error_parts(error: TokenbusError) -> tuple[Headers, bytes]:
+    """The headers and the body that tell of it."""
+    headers, body = _json_headers(content := orjson.dumps(error.body())), content
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+        # OpenAI's library prefers it
+        headers.append((b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after * 1000))))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers, body
+
+
+def _json_headers(body: bytes) -> Headers:
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+
+
+def json_response(body: Any) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")
 
 
 def error_response(error: TokenbusError) -> Response:
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-        headers["Retry-After-Ms"] = str(max(1, math.ceil(error.retry_after * 1000)))  # OpenAI's library prefers it
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return json_response(error.body(), error.status, headers)
+    headers, body = error_parts(error)
+    response = Response(body, error.status)
+    response.raw_headers = headers
+    return response
 
 
-class AnswerResponse(Response):
-    """Runs `respond` beside a watch on the client."""
+async def send_error(send: Send, error: TokenbusError) -> None:
+    headers, body = error_parts(error)
+    await _send_whole(send, error.status, headers, body)
+
+
+async def _send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Reply(ABC):
+    """What a client gets for its answer."""
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__()
         self.answer = answer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def write(self, send: Send, client: Client) -> None:
+        """All of it."""
+        client.watch(self.answer.leave)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._watch(receive), name="client")
-                try:
-                    await self.respond(scope, receive, send)
-                except ClientGone:
-                    pass
-                finally:
-                    watch.cancel()
+            await self._write(send)
+        except ClientGone:
+            pass
         finally:
+            client.unwatch(self.answer.leave)
             self.answer.close()
 
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.answer.mailbox.close()
-        self.answer.close()
-
     @abstractmethod
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+    async def _write(self, send: Send) -> None: ...
 
 
-class WholeResponse(AnswerResponse):
+class WholeReply(Reply):
     """Collects every choice, then answers once."""
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _write(self, send: Send) -> None:
         try:
-            async for updates in self.answer.updates():
-                for update in updates:
+            while not self.answer.has_ended:
+                for update in await self.answer.updates():
                     self.collect(update)
-            response = json_response(self.result())
         except TokenbusError as error:
-            response = error_response(error)
-        await response(scope, receive, send)
+            await send_error(send, error)
+        else:
+            body = orjson.dumps(self.result())
+            await _send_whole(send, 200, _json_headers(body), body)
 
     @abstractmethod
     def collect(self, update: Update) -> None: ...
@@ -85,7 +102,7 @@ class WholeResponse(AnswerResponse):
     def result(self) -> dict[str, Any]: ...
 
 
-class TextResponse(WholeResponse):
+class TextReply(WholeReply):
     """A chat completion or a text completion."""
 
     def __init__(self, answer: Answer, *, chat: bool) -> None:
@@ -116,7 +133,7 @@ class TextResponse(WholeResponse):
         return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
 
 
-class EmbeddingResponse(WholeResponse):
+class EmbeddingReply(WholeReply):
     """Embeddings in the order of their inputs; each job made a part of them."""
 
     def __init__(self, answer: Answer, encoding: Literal["float", "base64"]) -> None:
@@ -148,7 +165,7 @@ class EmbeddingResponse(WholeResponse):
         return list(struct.unpack(f"<{len(raw) // 4}f", raw))
 
 
-class StreamResponse(AnswerResponse):
+class StreamReply(Reply):
     """Server-sent events. An error before the first update is a plain HTTP error; after it, one error event."""
 
     HEADERS = (
@@ -168,43 +185,41 @@ class StreamResponse(AnswerResponse):
             choices=answer.choices,
             include_usage=include_usage,
         )
+        self._is_silent = True  # since the last beat
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        updates = self.answer.updates()
+    async def _write(self, send: Send) -> None:
         try:
-            first = await anext(updates)
+            updates = await self.answer.updates()
         except TokenbusError as error:
-            await error_response(error)(scope, receive, send)
+            await send_error(send, error)
             return
-        await send({"type": "http.response.start", "status": 200, "headers": list(self.HEADERS)})
-        async with asyncio.TaskGroup() as tasks:
-            keep_alive = tasks.create_task(self._keep_alive(send), name="keep-alive")
-            try:
-                roles = [self._template.role(index) for index in range(self.answer.choices)] if self._chat else []
-                await send(_part(b"".join((*roles, *map(self._template.update, first)))))
-                await send(_part(await self._rest(updates, send)))
-            finally:
-                keep_alive.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _rest(self, updates: Any, send: Send) -> bytes:
-        """Streams up to the last chunk; returns what ends the stream."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
+        loop = asyncio.get_running_loop()
+        self._beat(loop)
         try:
-            async for batch in updates:
-                if chunk := b"".join(map(self._template.update, batch)):
-                    await send(_part(chunk))
+            await self._events(updates, send)
+        finally:
+            self._next_beat.cancel()
+
+    async def _events(self, updates: list[Update], send: Send) -> None:
+        answer, template = self.answer, self._template
+        chunk = b"".join(map(template.role, range(answer.choices))) if self._chat else b""
+        try:
+            while not answer.has_ended:
+                chunk += b"".join(map(template.update, updates)) if updates else KEEP_ALIVE
+                if chunk:  # there is none while text is held back
+                    self._is_silent = False
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                chunk, updates = b"", await answer.updates()
         except TokenbusError as error:
-            return event(error.body())
-        except ClientGone:
-            return b""
-        return self._template.usage(self.answer.usage()) + DONE
+            last = event(error.body())
+        else:
+            last = b"".join(map(template.update, updates)) + template.usage(answer.usage()) + DONE
+        await send({"type": "http.response.body", "body": chunk + last})
 
-    async def _keep_alive(self, send: Send) -> None:
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Proxies and clients drop a connection that is silent for long, as one is in a long queue or prefill."""
-        while True:
-            await asyncio.sleep(KEEP_ALIVE_S)
-            await send(_part(KEEP_ALIVE))
-
-
-def _part(body: bytes) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": True}
+        if self._is_silent:
+            self.answer.mailbox.wake()
+        self._is_silent = True
+        self._next_beat = loop.call_later(KEEP_ALIVE_S, self._beat, loop)

@@ -76,6 +76,7 @@ class GatewayServer:
             log_config=None,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             http=Door(that_fit(settings.max_connections)).connection,  # type: ignore[arg-type]
             timeout_keep_alive=settings.keep_alive,

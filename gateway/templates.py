@@ -18,7 +18,6 @@ class ChunkTemplate:
     """The chunks of one streamed answer. `chat` chooses between the shapes of chat and of completions."""
 
     def __init__(self, *, chat: bool, id: str, created: int, model: str, choices: int, include_usage: bool) -> None:
-        self._chat = chat
         self._include_usage = include_usage
         self._envelope = {
             "id": id,
@@ -26,9 +25,13 @@ class ChunkTemplate:
             "created": created,
             "model": model,
         }
+        self._end = b"}]" + (b',"usage":null' if include_usage else b"") + b"}\n\n"
         envelope = b"data: " + orjson.dumps(self._envelope)[:-1] + b',"choices":[{"index":%d,'
         self._heads = [envelope % index for index in range(choices)]
-        self._end = b"}]" + (b',"usage":null' if include_usage else b"") + b"}\n\n"
+        before = b'"delta":{"content":' if chat else b'"text":'
+        self._before_text = [head + before for head in self._heads]
+        self._after_text = (b"}" if chat else b"") + b',"logprobs":null,"finish_reason":null' + self._end
+        self._no_text = b'"delta":{}' if chat else b'"text":""'
 
     def role(self, index: int) -> bytes:
         """A chat choice's first chunk."""
@@ -37,21 +40,16 @@ class ChunkTemplate:
 
     def update(self, update: Update) -> bytes:
         """Text, if there is any, and the finish, if it is there."""
-        chunk = self._text(update.index, update.text) if update.text else b""
+        chunk = b""
+        if update.text:
+            chunk = self._before_text[update.index] + orjson.dumps(update.text) + self._after_text
         if update.finish_reason is not None:
             chunk += self._finish(update.index, update.finish_reason)
         return chunk
 
-    def _text(self, index: int, text: str) -> bytes:
-        if self._chat:
-            content = b'"delta":{"content":' + orjson.dumps(text) + b'},"logprobs":null,"finish_reason":null'
-        else:
-            content = b'"text":' + orjson.dumps(text) + b',"logprobs":null,"finish_reason":null'
-        return self._heads[index] + content + self._end
-
     def _finish(self, index: int, reason: str) -> bytes:
-        empty = b'"delta":{}' if self._chat else b'"text":""'
-        return self._heads[index] + empty + b',"logprobs":null,"finish_reason":"%s"' % reason.encode() + self._end
+        finish = b',"logprobs":null,"finish_reason":"%s"' % reason.encode()
+        return self._heads[index] + self._no_text + finish + self._end
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The last chunk of a stream that asked for it."""

@@ -30,7 +30,7 @@ class Janitor:
         self._redis = redis
         self._keys = keys
         self._owner = owner
-        self._forget = redis.register_script(script("forget"))
+        self._forget = script("forget")
         self._seen_up_to: dict[str, str] = {}  # stream -> the last entry of the last look at what waits
 
     async def run(self) -> None:
@@ -81,7 +81,7 @@ class Janitor:
         await self._settle_orphans(
             stream, [rows[0] if rows else (row["message_id"], {}) for row, rows in zip(pending, found, strict=True)]
         )
-        return bool(await self._forget(keys=[stream], args=[GROUP, worker]))
+        return bool(await self._redis.line.run(self._forget, [stream], [GROUP, worker]))
 
     async def _remove_inbox(self, inbox: str) -> bool:
         """Its entries, delivered or not, go with their gateways; what a living one owns it will re-issue."""
@@ -108,12 +108,9 @@ class Janitor:
         unwanted = {id: job for id, job in jobs.items() if not job or job.id not in owned or job.id in withdrawn}
         if not unwanted:
             return
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for id, job in unwanted.items():
-                settle(pipe, Entry(stream, id))
-                if job and job.id not in owned and isinstance(job.payload, int):
-                    pipe.unlink(self._keys.payload(job.request))
-            await pipe.execute()
+        orphaned = [job for job in unwanted.values() if job and job.id not in owned and isinstance(job.payload, int)]
+        payloads = [("UNLINK", self._keys.payload(job.request)) for job in orphaned]
+        await self._redis.line.batch([*settle(Entry(stream, id) for id in unwanted), *payloads])
         log.info("settled %d jobs that nobody waits for in %s", len(unwanted), stream)
 
     async def _look_up(self, jobs: Sequence[Job]) -> tuple[set[str], set[str]]:

@@ -12,7 +12,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from registry.directory import REMEMBERED_S, read_records, take_snapshot
-from shared.connection import Redis, connect_thread
+from shared.connection import Bus, Redis, connect_thread
 from shared.errors import StartupError
 from shared.keys import Keys
 from shared.logging import get_logger
@@ -22,7 +22,7 @@ from shared.queue import LEASE_MS, LEASE_RENEW_S, script
 log = get_logger(__name__)
 
 BIND_EVERY_S = 1.0  # how often names are confirmed
-BINDING_FREE_AFTER_S = 5.0
+BINDING_FREE_AFTER_S = 5
 
 
 def _record(info: WorkerInfo) -> bytes:
@@ -38,14 +38,14 @@ def _record(info: WorkerInfo) -> bytes:
     )
 
 
-def _bind_args(info: WorkerInfo) -> list[bytes | str | float]:
+def _bind_args(info: WorkerInfo) -> list[bytes | str | int]:
     return [BINDING_FREE_AFTER_S, int(REMEMBERED_S), _record(info), *info.names]
 
 
-async def bind_names(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+async def bind_names(redis: Bus, keys: Keys, info: WorkerInfo) -> None:
     """Raises StartupError when a name means other weights. From here on the janitor knows of the worker: should it
     die before it has a lease, what it has made goes with it."""
-    refused = await redis.register_script(script("bind"))(keys=[keys.models()], args=_bind_args(info))
+    refused = await redis.line.run(script("bind"), [keys.models()], _bind_args(info))
     if refused:
         name, worker, model, fingerprint = (part.decode() for part in refused)
         why = "with other weights" if fingerprint != info.fingerprint else "and gives the names in another order"
@@ -53,16 +53,16 @@ async def bind_names(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
     await redis.zadd(keys.workers(info.model), {info.id: time.time()})
 
 
-async def register(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+async def register(redis: Bus, keys: Keys, info: WorkerInfo) -> None:
     """Bind the names, then write the lease. Raises StartupError when a name means other weights."""
     await bind_names(redis, keys, info)
     await redis.set(keys.worker(info.model, info.id), encode(info), px=LEASE_MS)
 
 
-async def announce(redis: Redis, keys: Keys, info: WorkerInfo) -> None:
+async def announce(redis: Bus, keys: Keys, info: WorkerInfo) -> None:
     """Rewrite a lease that is still held, without waiting for its next renewal."""
     leases = [keys.worker(info.model, info.id), keys.workers(info.model)]
-    await redis.register_script(script("renew"))(keys=leases, args=[LEASE_MS, encode(info), info.id])
+    await redis.line.run(script("renew"), leases, [LEASE_MS, encode(info), info.id])
 
 
 async def deregister(redis: Redis, keys: Keys, info: WorkerInfo, *, keep_index: bool = False) -> None:
@@ -118,7 +118,7 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         client = connect_thread(self._url)
-        renew, bind = client.register_script(script("renew")), client.register_script(script("bind"))
+        renew, bind = client.register_script(script("renew").source), client.register_script(script("bind").source)
         bound_at = renewed_at = time.monotonic()
         while not self._stop.wait(LEASE_RENEW_S):
             if not self._healthy():

@@ -1,9 +1,7 @@
 """The one way to Redis, and how everybody waits for it."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -15,6 +13,7 @@ from redis.retry import Retry
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from shared.errors import StartupError
+from shared.line import Line, Subscription
 from shared.logging import get_logger
 
 log = get_logger(__name__)
@@ -27,9 +26,30 @@ SUBSCRIBE_AGAIN_S = 0.2
 PING_AFTER_S, DEAF_AFTER_S = 2.0, 6.0  # of silence on a subscription
 
 
-def connect(url: str) -> Redis:
-    """A client for the event loop. A command is sent once: a silent retry could enqueue a job twice. A blocking read
-    must ask for less than ANSWERED_WITHIN_S."""
+class Bus(redis.asyncio.Redis):
+    """redis-py's client, and two lines for what is done per request and per step: on `line` everybody's commands
+    follow each other, `reading` may be held by one blocking read, of less than ANSWERED_WITHIN_S."""
+
+    def __init__(self, pool: redis.asyncio.ConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+        self.line = Line(self.dial, ANSWERED_WITHIN_S)
+        self.reading = Line(self.dial, ANSWERED_WITHIN_S)
+
+    async def dial(self) -> Any:
+        """A connection of its own, which nobody closes for the caller."""
+        connection: Any = self.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        return connection
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        self.line.close()
+        self.reading.close()
+        await super().aclose(close_connection_pool)
+
+
+def connect(url: str) -> Bus:
+    """A client for the event loop. A command is sent once: a silent retry could enqueue a job twice."""
     try:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
@@ -44,7 +64,7 @@ def connect(url: str) -> Redis:
     except ValueError as error:
         raise StartupError(f"--redis-url: {error}") from None
     pool.connection_class = _bounded(pool.connection_class)
-    return redis.asyncio.Redis.from_pool(pool)
+    return Bus(pool)
 
 
 def _bounded(connection_class: Any) -> Any:
@@ -104,23 +124,6 @@ async def wait_for_redis(client: Redis, url: str) -> None:
         raise StartupError(f"Redis at {describe(url)} refused: {error}") from None
 
 
-@asynccontextmanager
-async def subscribed(client: Redis, channel: str) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The payloads published on `channel`, from the moment the block is entered. A lost connection raises: what was
-    published meanwhile is gone, and only the caller knows what that means."""
-    async with client.pubsub(ignore_subscribe_messages=False) as pubsub:
-        await pubsub.subscribe(channel)
-        while (message := await pubsub.get_message(timeout=5)) is None or message["type"] != "subscribe":
-            if message is None:
-                raise TimeoutError("no answer to SUBSCRIBE")
-        ears = _Ears(pubsub)
-        watch = asyncio.create_task(ears.cut_when_deaf(), name=f"ears of {channel}")
-        try:
-            yield ears.payloads()
-        finally:
-            watch.cancel()
-
-
 class Hearing(asyncio.Event):
     """Set while a channel is heard; `began` counts how often that came to be."""
 
@@ -131,43 +134,22 @@ class Hearing(asyncio.Event):
         super().set()
 
 
-async def listen(client: Redis, channel: str, receive: Callable[[bytes], None], hearing: Hearing) -> None:
-    """Until cancelled, through every loss of the connection. What is published meanwhile is gone."""
+async def listen(bus: Bus, channel: str, receive: Callable[[bytes], None], hearing: Hearing) -> None:
+    """Until cancelled, through every loss of the connection. What is published meanwhile is gone; only the caller knows
+    what that means."""
     while True:
         try:
-            async with subscribed(client, channel) as messages:
+            async with asyncio.timeout(ANSWERED_WITHIN_S):
+                subscription = Subscription(await bus.dial(), channel, receive, PING_AFTER_S, DEAF_AFTER_S)
+            try:
+                async with asyncio.timeout(ANSWERED_WITHIN_S):
+                    await subscription.begun
                 hearing.set()
-                async for message in messages:
-                    receive(message)
+                await subscription.ended
+            finally:
+                subscription.close()
         except BUS_ERRORS as error:
             log.warning("channel %s lost: %s", channel, error)
             if not hearing.is_set():
                 await asyncio.sleep(SUBSCRIBE_AGAIN_S)
             hearing.clear()
-
-
-class _Ears:
-    """A subscription that notices when its link is dead: nobody would tell it, since it only listens."""
-
-    def __init__(self, pubsub: Any) -> None:
-        self._pubsub = pubsub
-        self._heard_at = time.monotonic()
-
-    async def payloads(self) -> AsyncIterator[bytes]:
-        async for message in self._pubsub.listen():
-            self._heard_at = time.monotonic()
-            if message["type"] == "message":
-                yield message["data"]
-
-    async def cut_when_deaf(self) -> None:
-        """Beside `payloads`, which a cut ends with an error."""
-        while True:
-            await asyncio.sleep(PING_AFTER_S / 2)
-            silent = time.monotonic() - self._heard_at
-            try:
-                if silent > DEAF_AFTER_S:
-                    await self._pubsub.connection.disconnect(nowait=True)
-                elif silent > PING_AFTER_S:
-                    await self._pubsub.ping()
-            except BUS_ERRORS:
-                return  # `payloads` meets it too

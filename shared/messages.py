@@ -150,7 +150,8 @@ WorkerState = Literal["ready", "draining"]
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of a worker's lease, rewritten at every renewal. `started` in s since the epoch."""
+    """The value of a worker's lease, rewritten at every renewal. `started` in s since the epoch; `step_ms` is what its
+    last steps took, 0 if it has not made any."""
 
     id: str
     model: str
@@ -166,6 +167,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     started: float
     waiting_kv: int | None = None
+    step_ms: float = 0.0
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,7 @@
 """The acts on job streams: enqueue, claim, re-issue, settle. PROTOCOL: "Who may do what"."""
 
+import asyncio
+import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -8,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from redis.exceptions import ResponseError
 
-from shared.connection import Redis
+from shared.connection import Bus
 from shared.errors import QueueFull
 from shared.keys import CLASSES, GROUP, Keys
+from shared.line import Command, Script
 from shared.logging import get_logger
 from shared.messages import INLINE_PAYLOAD_BYTES, Job, decode_job, encode
 
@@ -22,13 +25,15 @@ LEASE_MS = 2500  # of workers and gateways alike
 LEASE_RENEW_S = 0.5
 LOOP_HANGS_AFTER_S = 10.0  # an event loop that has not moved for so long loses its process the lease
 SUSPECT_AFTER_CRASHES = 2  # such a job runs alone, so that its next crash is its own; then it is buried
+LOOK_AGAIN_MS = 50  # at most, between two looks of a worker with a handicap
 PAYLOAD_TTL_MS = 15_000  # of what lies aside, unless its gateway renews it
 BURIED_PAYLOAD_TTL_MS = 24 * 3_600_000  # of that of a dead letter
 CANCELLED_SLACK_MS = 60_000  # that a cancellation outlives the job's deadline
 
 
-def script(name: str) -> str:
-    return files("shared").joinpath("lua", f"{name}.lua").read_text()
+def script(name: str) -> Script:
+    source = files("shared").joinpath("lua", f"{name}.lua").read_text()
+    return Script(source, hashlib.sha1(source.encode()).hexdigest())
 
 
 class Entry(NamedTuple):
@@ -47,23 +52,21 @@ class Claim(NamedTuple):
 class JobQueue:
     """The streams of all models."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: Bus, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-        self._enqueue = redis.register_script(script("enqueue"))
-        self._claim = redis.register_script(script("claim"))
-        self._reissue = redis.register_script(script("reissue"))
-        self._forget = redis.register_script(script("forget"))
-        self._groups = redis.register_script(script("groups"))
+        self._enqueue, self._claim, self._reissue = script("enqueue"), script("claim"), script("reissue")
+        self._forget, self._groups = script("forget"), script("groups")
 
     # -- gateway ------------------------------------------------------------------------------------------------
 
     async def enqueue(self, jobs: Sequence[Job], max_queue: int, method: DispatchMethod) -> list[Entry]:
         """All jobs of one request (one model, one class), or none. Raises QueueFull."""
         first, keys = jobs[0], self._keys
-        reply = await self._enqueue(
-            keys=[*keys.job_streams(first.model), keys.workers(first.model)],
-            args=[
+        reply = await self._redis.line.run(
+            self._enqueue,
+            [*keys.job_streams(first.model), keys.workers(first.model)],
+            [
                 GROUP,
                 max_queue,
                 CLASSES.index(first.job_class) + 1,
@@ -81,12 +84,12 @@ class JobQueue:
     async def put_aside(self, request: str, payloads: bytes) -> None:
         """What `set_aside` has made, where the workers look for it; before the first job, and again before a re-issue:
         a Redis without persistence may have lost it. To be renewed, so that it goes with its gateway."""
-        await self._redis.set(self._keys.payload(request), payloads, px=PAYLOAD_TTL_MS, nx=True)
+        await self._redis.line.ask("SET", self._keys.payload(request), payloads, "PX", PAYLOAD_TTL_MS, "NX")
 
     async def reissue(self, old: Entry, job: Job) -> Entry:
         """The job's next attempt at the front class, in place of its old entry."""
         front = self._keys.jobs(job.model, CLASSES[0])
-        entry = await self._reissue(keys=[old.stream, front], args=[GROUP, old.id, encode(job)])
+        entry = await self._redis.line.run(self._reissue, [old.stream, front], [GROUP, old.id, encode(job)])
         return Entry(front, entry.decode())
 
     async def consumers(self, model: str) -> set[str]:
@@ -127,25 +130,31 @@ class JobQueue:
 
     async def create_groups(self, model: str, worker: str) -> None:
         """Of the streams of a worker that is about to register."""
-        await self._groups(keys=self.streams_of(model, worker), args=[GROUP, ""])
+        await self._redis.line.run(self._groups, self.streams_of(model, worker), [GROUP, ""])
 
     async def _restore_groups(self, model: str, worker: str) -> None:
         """A Redis without persistence came back empty. Without a lease it is the worker that is gone from it: what it
         made now nobody would clean up."""
-        if await self._groups(keys=self.streams_of(model, worker), args=[GROUP, self._keys.worker(model, worker)]):
+        streams, lease = self.streams_of(model, worker), self._keys.worker(model, worker)
+        if await self._redis.line.run(self._groups, streams, [GROUP, lease]):
             log.warning("the consumer groups of %s were gone", model)
 
-    async def claim(self, model: str, worker: str, free: int, block_ms: int) -> list[Claim]:
-        """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`.
+    async def claim(self, model: str, worker: str, free: int, block_ms: int, handicap_ms: int = 0) -> list[Claim]:
+        """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`. With
+        a handicap, what is not addressed to it only once it has waited for so long: then it may return early, with
+        nothing.
 
         Never cancel a blocking call: what it was being given would stay in the pending list.
         """
         try:
-            rows = await self._claim(
-                keys=[*self.streams_of(model, worker), self._keys.workers(model)],
-                args=[GROUP, worker, free, self._keys.worker(model, "")],
+            rows = await self._redis.line.run(
+                self._claim,
+                [*self.streams_of(model, worker), self._keys.workers(model)],
+                [GROUP, worker, free, self._keys.worker(model, ""), handicap_ms],
             )
-            if not rows and block_ms:
+            if not rows and block_ms and handicap_ms:
+                await asyncio.sleep(min(handicap_ms / 2, block_ms, LOOK_AGAIN_MS) / 1000)
+            elif not rows and block_ms:
                 rows = await self._read(worker, self.streams_of(model, worker), ">", count=1, block=block_ms)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
@@ -165,7 +174,7 @@ class JobQueue:
     async def leave(self, model: str, worker: str) -> bool:
         """Take this worker's consumers and its inbox away; False if something was left in them, for the janitor."""
         inbox, *streams = self.streams_of(model, worker)
-        clean = [await self._forget(keys=[stream], args=[GROUP, worker]) for stream in streams]
+        clean = [await self._redis.line.run(self._forget, [stream], [GROUP, worker]) for stream in streams]
         if await self._redis.xlen(inbox):
             return False
         await self._redis.delete(inbox)
@@ -175,8 +184,15 @@ class JobQueue:
         self, worker: str, streams: Sequence[str], after: str, count: int = 1000, block: int | None = None
     ) -> list[Any]:
         """(stream, entry, job) of each; the job is None if the entry was deleted while it was pending."""
-        reply = await self._redis.xreadgroup(GROUP, worker, dict.fromkeys(streams, after), count=count, block=block)
-        return [(stream, entry, (fields or {}).get(b"job")) for stream, rows in reply or [] for entry, fields in rows]
+        blocks = () if block is None else ("BLOCK", block)
+        line = self._redis.line if block is None else self._redis.reading
+        where = ("STREAMS", *streams, *(after for _ in streams))
+        reply = await line.ask("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count, *blocks, *where)
+        return [
+            (stream, entry, fields[1] if fields and fields[0] == b"job" else None)
+            for stream, rows in reply or []
+            for entry, fields in rows
+        ]
 
     async def _claims(self, rows: Iterable[Any]) -> list[Claim]:
         claims, unreadable = [], []
@@ -188,10 +204,7 @@ class JobQueue:
                 log.error("dropped entry %s of %s, which is no job: %s", where.id, where.stream, error)
                 unreadable.append(where)
         if unreadable:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for where in unreadable:
-                    settle(pipe, where)
-                await pipe.execute()
+            await self._redis.line.batch(settle(unreadable))
         return claims
 
 
@@ -206,7 +219,11 @@ def set_aside(jobs: Sequence[Job]) -> tuple[Sequence[Job], bytes | None]:
     return [msgspec.structs.replace(job, payload=index[id(job.payload)]) for job in jobs], blob
 
 
-def settle(pipe: Any, entry: Entry) -> None:
-    """Acknowledge and delete, so that the stream's length is what waits and runs. Idempotent."""
-    pipe.xack(entry.stream, GROUP, entry.id)
-    pipe.xdel(entry.stream, entry.id)
+def settle(entries: Iterable[Entry]) -> list[Command]:
+    """Acknowledge and delete, so that a stream's length is what waits and runs. Idempotent."""
+    ids: dict[str, list[str]] = {}
+    for entry in entries:
+        ids.setdefault(entry.stream, []).append(entry.id)
+    return [
+        command for stream, some in ids.items() for command in (("XACK", stream, GROUP, *some), ("XDEL", stream, *some))
+    ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared.connection import Redis
+from shared.connection import Bus
 from shared.keys import Keys
 from worker.running import RunningJob
 
@@ -20,7 +20,7 @@ class Findings:
 
 
 class Inquiry:
-    def __init__(self, redis: Redis, keys: Keys, model: str, worker: str) -> None:
+    def __init__(self, redis: Bus, keys: Keys, model: str, worker: str) -> None:
         self._redis = redis
         self._keys = keys
         self._lease = keys.worker(model, worker)
@@ -29,15 +29,14 @@ class Inquiry:
         """Of jobs that were just claimed; fetches their payloads where they lie aside."""
         aside = sorted({one.job.request for one in new if isinstance(one.job.payload, int)})
         gateways = sorted({one.job.gateway for one in new})
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for one in new:
-                pipe.exists(self._keys.cancelled(one.job.id))
-            for request in aside:
-                pipe.get(self._keys.payload(request))
-            for gateway in gateways:
-                pipe.exists(self._keys.gateway(gateway))
-            pipe.exists(self._lease)
-            *replies, has_lease = await pipe.execute()
+        *replies, has_lease = await self._redis.line.batch(
+            [
+                *(("EXISTS", self._keys.cancelled(one.job.id)) for one in new),
+                *(("GET", self._keys.payload(request)) for request in aside),
+                *(("EXISTS", self._keys.gateway(gateway)) for gateway in gateways),
+                ("EXISTS", self._lease),
+            ]
+        )
         cancelled, found = replies[: len(new)], replies[len(new) : len(new) + len(aside)]
         living = {gateway for gateway, lives in zip(gateways, replies[len(new) + len(aside) :], strict=True) if lives}
         void = {one.request_id for one, is_cancelled in zip(new, cancelled, strict=True) if is_cancelled}
@@ -48,12 +47,9 @@ class Inquiry:
     async def without_lease(self, gateways: Iterable[str]) -> set[str]:
         asked = list(gateways)
         if not asked:
-            await self._redis.ping()
+            await self._redis.line.ask("PING")
             return set()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for gateway in asked:
-                pipe.exists(self._keys.gateway(gateway))
-            replies = await pipe.execute()
+        replies = await self._redis.line.batch(("EXISTS", self._keys.gateway(gateway)) for gateway in asked)
         return {gateway for gateway, lives in zip(asked, replies, strict=True) if not lives}
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from shared.connection import BUS_ERRORS, Redis
+from shared.connection import BUS_ERRORS, Bus
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Event, Frame, encode
@@ -22,7 +22,7 @@ class Outbox:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Bus,
         keys: Keys,
         on_settled: Callable[[RunningJob], None],
     ) -> None:
@@ -37,9 +37,10 @@ class Outbox:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def changed(self, running: RunningJob) -> None:
-        """`running` has something to publish."""
-        self._changed[running.request_id] = running
+    def changed(self, *running: RunningJob) -> None:
+        """They have something to publish."""
+        for one in running:
+            self._changed[one.request_id] = one
         self._empty.clear()
         self._wake.set()
 
@@ -91,14 +92,13 @@ class Outbox:
     async def _send(self) -> None:
         """Ends are published before they are settled: the other way round, a crash in between would lose them."""
         frames, ended, orphaned = dict(self._frames), list(self._ended), set(self._orphaned)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for gateway, events in frames.items():
-                pipe.publish(self._keys.events(gateway), encode(Frame(events)))
-            for running in ended:
-                settle(pipe, running.entry)
-            for request in orphaned:
-                pipe.unlink(self._keys.payload(request))
-            await pipe.execute()
+        await self._redis.line.batch(
+            [
+                *(("PUBLISH", self._keys.events(gateway), encode(Frame(events))) for gateway, events in frames.items()),
+                *settle(running.entry for running in ended),
+                *(("UNLINK", self._keys.payload(request)) for request in orphaned),
+            ]
+        )
         self._frames.clear()
         del self._ended[: len(ended)]
         self._orphaned -= orphaned

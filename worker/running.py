@@ -23,11 +23,10 @@ class RunningJob:
     finished: tuple[FinishReason, Usage] | None = None
     error: TokenbusError | None = None
     released: bool = False
+    request_id: str = field(init=False)  # the engine's name for this attempt: a later one may come back to this worker
 
-    @property
-    def request_id(self) -> str:
-        """The engine's name for this attempt: a later attempt may come back to the same worker."""
-        return f"{self.job.id}#{self.job.attempt}"
+    def __post_init__(self) -> None:
+        self.request_id = f"{self.job.id}#{self.job.attempt}"
 
     @property
     def ended(self) -> bool:
@@ -45,25 +44,45 @@ class RunningJob:
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call, with the next sequence numbers."""
-        of = {"job": self.job.id, "attempt": self.job.attempt, "worker": self.worker}
+        job, attempt, worker = self.job.id, self.job.attempt, self.worker
         events: list[Event] = []
         if not self.claim_published:
             self.claim_published = True
-            events.append(Claimed(stream=self.entry.stream, entry=self.entry.id, **of))  # type: ignore[arg-type]
+            stream, entry, _ = self.entry
+            events.append(Claimed(job=job, attempt=attempt, worker=worker, stream=stream, entry=entry))
         if self.text or self.token_ids or self.embeddings is not None:
-            delta = {"text": self.text, "token_ids": self.token_ids, "embeddings": self.embeddings}
-            events.append(Delta(seq=self._next(), **delta, **of))  # type: ignore[arg-type]
+            events.append(
+                Delta(
+                    job=job,
+                    attempt=attempt,
+                    worker=worker,
+                    seq=self._next(),
+                    text=self.text,
+                    token_ids=self.token_ids,
+                    embeddings=self.embeddings,
+                )
+            )
             self.text, self.token_ids, self.embeddings = "", [], None
+        if self.ended:
+            events.append(self._end(job, attempt, worker))
+        return events
+
+    def _end(self, job: str, attempt: int, worker: str) -> Event:
         if self.finished is not None:
             reason, usage = self.finished
-            events.append(Finished(seq=self._next(), reason=reason, usage=usage, **of))  # type: ignore[arg-type]
-        elif self.error is not None:
-            error = self.error
-            said = {"message": error.message, "param": error.param, "retryable": error.retryable}
-            events.append(Failed(seq=self._next(), code=error.code, **said, **of))  # type: ignore[arg-type]
-        elif self.released:
-            events.append(Released(seq=self._next(), **of))  # type: ignore[arg-type]
-        return events
+            return Finished(job=job, attempt=attempt, worker=worker, seq=self._next(), reason=reason, usage=usage)
+        if self.error is not None:
+            return Failed(
+                job=job,
+                attempt=attempt,
+                worker=worker,
+                seq=self._next(),
+                code=self.error.code,
+                message=self.error.message,
+                param=self.error.param,
+                retryable=self.error.retryable,
+            )
+        return Released(job=job, attempt=attempt, worker=worker, seq=self._next())
 
     def _next(self) -> int:
         self.seq += 1

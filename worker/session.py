@@ -20,6 +20,7 @@ from shared.queue import LEASE_RENEW_S, LOOP_HANGS_AFTER_S, SUSPECT_AFTER_CRASHE
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.inquiry import Inquiry
 from worker.outbox import Outbox
+from worker.pace import Pace
 from worker.running import RunningJob
 
 log = get_logger(__name__)
@@ -66,12 +67,14 @@ class Session:
         self._patience = Patience()
         self._patience.missed()  # a session may begin because Redis was away
         self._inquiry = Inquiry(redis, keys, self.model, self.id)
+        self._pace = Pace(redis, keys, self.model, self.id)
         self._outbox = Outbox(redis, keys, self._settled)
         self._lease = LeaseKeeper(redis_url, keys, self.info, self._healthy, self._lease_lost_in_thread)
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningJob] = {}  # by request id: what the engine has
         self._held: dict[Entry, RunningJob] = {}  # what is not settled yet
         self._suspects: deque[RunningJob] = deque()  # wait until nothing else runs
+        self._suspect = ""  # the last that was started, by its request id
         self._leaving: Leaving | None = None
         self.asked_to_drain = False
         self._reading: asyncio.Timeout | None = None  # the claim that is under way
@@ -92,7 +95,7 @@ class Session:
             helpers = [
                 tasks.create_task(self._outbox.run(), name="outbox"),
                 tasks.create_task(self._beat(), name="beat"),
-                tasks.create_task(self._drop_orphans(), name="orphans"),
+                tasks.create_task(self._look_around(), name="look"),
             ]
             # An abort that is lost with a connection does no harm: its job's frames are answered with another.
             hearing = Hearing()
@@ -150,6 +153,7 @@ class Session:
             tokens_per_s=round(self._tokens_per_s, 1),
             version=__version__,
             started=self._started,
+            step_ms=round(self._pace.step_ms, 3),
         )
 
     def _healthy(self) -> bool:
@@ -184,7 +188,8 @@ class Session:
                 if self._suspects and not self._running:
                     await self._start_suspect()
                 elif free := self._free_slots():
-                    await self._claim(self._queue.claim(self.model, self.id, free, BLOCK_MS))
+                    handicap = self._pace.handicap_ms
+                    await self._claim(self._queue.claim(self.model, self.id, free, BLOCK_MS, handicap))
                 else:
                     await self._changed.wait()
                     self._changed.clear()
@@ -203,7 +208,7 @@ class Session:
 
     def _free_slots(self) -> int:
         """None beside a suspect, waiting or running."""
-        if self._suspects or any(_is_suspect(running) for running in self._running.values()):
+        if self._suspects or self._suspect in self._running:
             return 0
         return max(0, self._engine_info.slots - len(self._running))
 
@@ -234,6 +239,7 @@ class Session:
         """Only now its claim is published, and first: what kills this worker while it waits must not be laid to it,
         and what kills this worker from here on is nothing else."""
         running = self._suspects.popleft()
+        self._suspect = running.request_id
         self._running[running.request_id] = running
         self._outbox.changed(running)
         await self._outbox.flushed()
@@ -252,15 +258,19 @@ class Session:
 
     def deliver(self, outputs: list[Output]) -> None:
         """Called by the engine once per step. Outputs of what was aborted meanwhile are dropped."""
+        changed = []
         for output in outputs:
             running = self._running.get(output.id)
             if running is None:
                 continue
             running.add(output)
             self._tokens += len(output.token_ids)
-            if output.ends:
+            if running.ended:
                 self._free(running)
-            self._outbox.changed(running)
+            changed.append(running)
+        self._pace.stepped(time.monotonic(), goes_on=bool(self._running))
+        if changed:
+            self._outbox.changed(*changed)
 
     def _free(self, running: RunningJob) -> None:
         self._running.pop(running.request_id, None)
@@ -275,12 +285,14 @@ class Session:
             self._suspects.remove(running)
         self._free(running)
 
-    async def _drop_orphans(self) -> None:
-        """No computing for nobody: jobs whose gateway is gone. Its lease tells; that somebody hears what is published
-        does not, since anybody may listen, and one that only subscribes anew hears nothing for a moment."""
+    async def _look_around(self) -> None:
+        """How fast the others are, and no computing for nobody: jobs whose gateway is gone. Its lease tells; that
+        somebody hears what is published does not, since anybody may listen, and one that only subscribes anew hears
+        nothing for a moment."""
         while True:
             await asyncio.sleep(LEASE_RENEW_S)
             try:
+                await self._pace.look()
                 gone = await self._inquiry.without_lease({running.job.gateway for running in self._held.values()})
             except BUS_ERRORS as error:
                 log.debug("no look at the gateways: %s", error)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from registry.lease import register
-from shared.connection import connect, subscribed
+from shared.connection import connect
 from shared.keys import Keys
 from shared.messages import Drain, WorkerInfo, decode_control, encode
 from tests.conftest import wait_until
 from tests.e2e.wire import chat, cycle, stream
 from tests.fault.commands import Command, tokenbus
+from tests.integration.bus import subscribed
 from tests.processes import Process, Stack
 
 WORDS = "a b c d e f g"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from shared.connection import Redis, subscribed
+from shared.connection import Redis
 from shared.keys import Keys
 from shared.messages import Event, Job, SamplingParams, decode_frame
 from worker.engines.echo_impl import create
@@ -26,6 +26,15 @@ def make_job(id: str = "r-0", text: str = "a b c", *, max_tokens: int = 3, **fie
         "deadline": int((time.time() + 60) * 1000),
     }
     return Job(**(values | fields))
+
+
+@asynccontextmanager
+async def subscribed(client: Redis, channel: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    """What is published on `channel`, from the moment the block is entered."""
+    async with client.pubsub() as pubsub:
+        await pubsub.subscribe(channel)
+        assert (await pubsub.get_message(timeout=5))["type"] == "subscribe"
+        yield (message["data"] async for message in pubsub.listen() if message["type"] == "message")
 
 
 class Listener:

@@ -16,7 +16,6 @@ from gateway.metrics import Metrics
 from gateway.traces import TraceBudget
 from gateway.watch import Watch
 from registry.directory import Directory
-from shared.connection import subscribed
 from shared.errors import DeadlineExceeded, NoWorkers, QueueFull, UnsupportedModel, WorkerLost
 from shared.keys import GROUP, Keys
 from shared.messages import (
@@ -37,7 +36,7 @@ from shared.messages import (
 )
 from shared.queue import Claim, Entry, JobQueue
 from tests.conftest import wait_until
-from tests.integration.bus import make_job
+from tests.integration.bus import make_job, subscribed
 
 
 class Bus:

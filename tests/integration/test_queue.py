@@ -10,6 +10,7 @@ from shared.errors import QueueFull
 from shared.keys import GROUP, Keys
 from shared.messages import WorkerInfo, encode
 from shared.queue import Entry, JobQueue, set_aside, settle
+from tests.conftest import wait_until
 from tests.integration.bus import make_job
 
 
@@ -56,9 +57,7 @@ async def test_settling_empties_the_stream_and_can_be_repeated(client: Any, keys
     (entry,) = await queue.enqueue(jobs(1), 10, "pull")
     await queue.claim("echo", "w1", free=4, block_ms=0)
     for _ in range(2):
-        async with client.pipeline(transaction=False) as pipe:
-            settle(pipe, entry)
-            await pipe.execute()
+        await client.line.batch(settle([entry]))
     assert await client.xlen(entry.stream) == 0
     assert (await client.xpending(entry.stream, GROUP))["pending"] == 0
 
@@ -222,3 +221,31 @@ async def test_missing_entries_are_told_from_those_that_wait(client: Any, keys: 
     first, second = await queue.enqueue(jobs(2), 10, "pull")
     await client.xdel(first.stream, first.id)
     assert await queue.missing([first, second]) == {first}
+
+
+async def test_a_worker_with_a_handicap_takes_only_what_has_waited(client: Any, keys: Keys, queue: JobQueue) -> None:
+    await live_worker(client, keys, queue, "slow")
+    await queue.enqueue(jobs(1), 10, "pull")
+    assert await queue.claim("echo", "slow", free=4, block_ms=0, handicap_ms=60_000) == []
+
+    async def claimed() -> bool:
+        return bool(await queue.claim("echo", "slow", free=4, block_ms=0, handicap_ms=50))
+
+    await wait_until(claimed, description="it has waited for 50 ms")
+
+
+async def test_a_handicap_goes_by_the_oldest_that_nobody_has(client: Any, keys: Keys, queue: JobQueue) -> None:
+    for worker in ("fast", "slow"):
+        await live_worker(client, keys, queue, worker)
+    await client.xadd(keys.jobs("echo", "normal"), {"job": encode(make_job("r-0"))}, id="1-0")  # long ago
+    await queue.enqueue(jobs(1), 10, "pull")
+    (old,) = await queue.claim("echo", "fast", free=1, block_ms=0)
+    assert old.entry.id == "1-0"
+    assert await queue.claim("echo", "slow", free=4, block_ms=0, handicap_ms=60_000) == []
+
+
+async def test_a_handicap_does_not_hold_for_what_is_addressed(client: Any, keys: Keys, queue: JobQueue) -> None:
+    await live_worker(client, keys, queue, "slow")
+    (entry,) = await queue.enqueue(jobs(1), 10, "shortest_queue")
+    assert entry.addressed_to == "slow"
+    assert await queue.claim("echo", "slow", free=4, block_ms=0, handicap_ms=60_000)

@@ -107,6 +107,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
             tokens_per_s=12.5,
             version="0.1.0",
             started=1_800_000_000.0,
+            step_ms=8.25,
         ),
         WorkerInfo,
     ),

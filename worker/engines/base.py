@@ -9,8 +9,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from shared.errors import EngineFailed, TokenbusError
@@ -116,13 +116,15 @@ class SteppedEngine:
     """Runs a Stepper: one thread prepares requests, one steps, the event loop gets one call per step."""
 
     STEPS_AHEAD = 8  # how far the step thread may run ahead of the event loop
+    TOGETHER_S = 0.001  # that a prepared request may wait for others
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._commands: queue.SimpleQueue[Callable[[], None] | object] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._ahead = threading.Semaphore(self.STEPS_AHEAD)
         self._aborted: set[str] = set()  # aborted while being prepared; touched by the step thread only
-        self._preparing: set[str] = set()  # likewise
+        self._preparing: set[str] = set()  # added to by the event loop, before anything can be said of them
         self._moved_at: float | None = None  # None: idle
 
     def load(self) -> EngineInfo:
@@ -131,16 +133,16 @@ class SteppedEngine:
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        self._tokenize = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._prepare_all, name="prepare", daemon=True).start()
 
     def submit(self, request: EngineRequest) -> None:
-        self._commands.put(lambda: self._preparing.add(request.id))
-        self._tokenize.submit(self._prepare, request)
+        self._preparing.add(request.id)
+        self._to_prepare.put(request)
 
     def abort(self, request_id: str) -> None:
-        self._commands.put(lambda: self._abort(request_id))
+        self._commands.put(partial(self._abort, request_id))
 
     def stalled_for(self) -> float:
         moved_at = self._moved_at
@@ -149,20 +151,32 @@ class SteppedEngine:
     async def stop(self) -> None:
         self._commands.put(_STOP)
         self._ahead.release()  # it may be waiting for a loop that no longer takes steps
-        self._tokenize.shutdown(wait=False, cancel_futures=True)
+        self._to_prepare.put(None)
         await asyncio.to_thread(self._thread.join, 10)
 
-    def _prepare(self, request: EngineRequest) -> None:
+    def _prepare_all(self) -> None:
+        """What came while one was being prepared is handed over with it: the step thread wakes once for all of it."""
+        request = self._to_prepare.get()
+        while request is not None:
+            ready = [self._prepare(request)]
+            until = time.monotonic() + self.TOGETHER_S
+            while not self._to_prepare.empty() and time.monotonic() < until:
+                if (request := self._to_prepare.get()) is None:
+                    return
+                ready.append(self._prepare(request))
+            self._commands.put(partial(_each, ready))
+            request = self._to_prepare.get()
+
+    def _prepare(self, request: EngineRequest) -> Callable[[], None]:
+        """What is left to do for the step thread."""
         try:
-            prepared = self._stepper.prepare(request)
+            return partial(self._add, request.id, self._stepper.prepare(request))
         except TokenbusError as error:
-            self._commands.put(lambda error=error: self._unprepared(request.id, error))  # type: ignore[misc]
+            return partial(self._unprepared, request.id, error)
         except Exception as error:
             log.exception("request %s could not be prepared", request.id)
             failure = EngineFailed(f"The request could not be prepared: {error}")
-            self._commands.put(lambda: self._unprepared(request.id, failure))
-        else:
-            self._commands.put(lambda: self._add(request.id, prepared))
+            return partial(self._unprepared, request.id, failure)
 
     def _was_aborted(self, request_id: str) -> bool:
         self._preparing.discard(request_id)
@@ -226,3 +240,8 @@ class SteppedEngine:
     def _arrive(self, outputs: list[Output]) -> None:
         self._ahead.release()
         self._deliver(outputs)
+
+
+def _each(commands: list[Callable[[], None]]) -> None:
+    for command in commands:
+        command()

@@ -1,0 +1,123 @@
+"""The generation routes, as plain ASGI: from a request's head to the last byte of its reply."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, Protocol
+
+from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
+
+from gateway.asked import OVERDUE, Asked
+from gateway.bodies import Bodies, Body, HeldBody, parse
+from gateway.generate import Answer, Generator
+from gateway.responses import EmbeddingReply, Reply, StreamReply, TextReply, send_error
+from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from shared.errors import DeadlineExceeded, TokenbusError
+from shared.logging import get_logger
+
+log = get_logger(__name__)
+
+Submit = Callable[[Body, Asked], Awaitable[Answer]]
+
+
+class Acceptance(Protocol):
+    """The gateway, as far as an endpoint knows it."""
+
+    generator: Generator
+    request_timeout: float
+
+    async def accept(self, submit: Submit[Body], body: Body, asked: Asked) -> Answer: ...
+
+
+class Endpoint(Generic[Body]):
+    """Whatever goes wrong is answered in OpenAI's shape."""
+
+    def __init__(
+        self,
+        gateway: Acceptance,
+        bodies: Bodies,
+        schema: type[Body],
+        submit: Submit[Body],
+        reply: Callable[[Body, Answer], Reply],
+        describe: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._gateway = gateway
+        self._bodies = bodies
+        self._schema = schema
+        self._submit = submit
+        self._reply = reply
+        self._describe = describe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held = HeldBody(self._bodies)
+        try:
+            reply = await self._accepted(scope, receive, held)
+        except TokenbusError as error:
+            await send_error(send, error)
+        except Exception:
+            log.exception("a request could not be accepted")
+            await send_error(send, TokenbusError("The server had an error while processing your request."))
+        else:
+            await reply.write(send, scope["state"]["client"])
+        finally:
+            held.release()
+
+    async def _accepted(self, scope: Scope, receive: Receive, held: HeldBody) -> Reply:
+        """A request from its head to its place in the queue. Its deadline counts from the head: a body that trickles in
+        or a bus that does not answer take from it."""
+        asked: Asked = scope["state"]["asked"]
+        asked.end_within(self._gateway.request_timeout)
+        timeout = asyncio.timeout(asked.deadline - time.monotonic())
+        try:
+            async with timeout:
+                raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
+                body = parse(raw, self._schema)
+                asked.body, asked.size = hash(raw), len(raw)
+                return self._reply(body, await self._gateway.accept(self._submit, body, asked))
+        except TimeoutError:
+            if timeout.expired():
+                raise DeadlineExceeded(OVERDUE) from None
+            raise
+
+    def route(self, path: str) -> APIRoute:
+        """For FastAPI's router and its description of the API. The body is read here, for OpenAI's errors; the
+        description says what it takes."""
+        content = {"application/json": {"schema": self._schema.model_json_schema()}}
+        extra = {"requestBody": {"required": True, "content": content}}
+        route = APIRoute(path, self._describe, methods=["POST"], openapi_extra=extra)
+        route.app = self
+        return route
+
+
+def generation_endpoints(gateway: Acceptance, bodies: Bodies) -> dict[str, Endpoint[Any]]:
+    """By path."""
+    generator = gateway.generator
+
+    def text_reply(body: ChatCompletionRequest | CompletionRequest, answer: Answer) -> Reply:
+        chat = isinstance(body, ChatCompletionRequest)
+        if body.stream:
+            return StreamReply(answer, chat=chat, include_usage=body.include_usage)
+        return TextReply(answer, chat=chat)
+
+    def embeddings_reply(body: EmbeddingRequest, answer: Answer) -> Reply:
+        return EmbeddingReply(answer, body.encoding_format or "float")
+
+    async def chat_completions() -> None:
+        """The next message of a conversation; with `stream`, as server-sent events."""
+
+    async def completions() -> None:
+        """The continuation of each prompt; with `stream`, as server-sent events."""
+
+    async def embeddings() -> None:
+        """A vector for each input."""
+
+    return {
+        "/v1/chat/completions": Endpoint(
+            gateway, bodies, ChatCompletionRequest, generator.chat, text_reply, chat_completions
+        ),
+        "/v1/completions": Endpoint(gateway, bodies, CompletionRequest, generator.completion, text_reply, completions),
+        "/v1/embeddings": Endpoint(
+            gateway, bodies, EmbeddingRequest, generator.embedding, embeddings_reply, embeddings
+        ),
+    }

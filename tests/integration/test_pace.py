@@ -1,0 +1,93 @@
+"""A worker that is much slower than its fellows leaves new jobs to them."""
+
+from typing import Any
+
+import pytest
+
+from shared.connection import connect
+from shared.keys import Keys
+from shared.messages import Claimed, Finished, WorkerInfo, encode
+from tests.conftest import wait_until
+from tests.integration.bus import echo_session, listening, make_job
+from tests.integration.test_session import enqueue
+from worker.pace import Pace
+
+
+async def put_lease(client: Any, keys: Keys, id: str, step_ms: float, state: Any = "ready") -> None:
+    info = WorkerInfo(
+        id=id,
+        model="echo",
+        names=["echo"],
+        fingerprint="f",
+        engine="echo",
+        max_model_len=100,
+        resumable=True,
+        state=state,
+        slots=4,
+        running=0,
+        tokens_per_s=0,
+        version="0",
+        started=0,
+        step_ms=step_ms,
+    )
+    await client.set(keys.worker("echo", id), encode(info), px=60_000)
+    await client.zadd(keys.workers("echo"), {id: 1})
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "handicap"),
+    [
+        (50, [], 0),
+        (50, [10, 25], 80),
+        (15, [10], 0),  # not much slower
+        (2, [0.5], 0),  # not worth it
+        (5000, [10], 1000),
+        (50, [0], 0),  # that has not stepped yet
+        (0, [10], 0),  # nor this one
+    ],
+)
+async def test_the_handicap_is_what_its_first_token_comes_later(
+    client: Any, keys: Keys, own: float, others: list[float], handicap: int
+) -> None:
+    for number, step_ms in enumerate(others):
+        await put_lease(client, keys, f"w{number}", step_ms)
+    await put_lease(client, keys, "me", 1)
+    await put_lease(client, keys, "leaving", 1, "draining")
+    await client.zadd(keys.workers("echo"), {"gone": 1})
+    pace = Pace(client, keys, "echo", "me")
+    pace.step_ms = own
+    await pace.look()
+    assert pace.handicap_ms == handicap
+
+
+def test_only_what_lies_between_two_steps_is_a_step(client: Any, keys: Keys) -> None:
+    pace = Pace(client, keys, "echo", "me")
+    pace.stepped(10.0, goes_on=True)
+    pace.stepped(10.02, goes_on=False)
+    pace.stepped(70.0, goes_on=True)  # it was idle
+    assert pace.step_ms == pytest.approx(20)
+    pace.stepped(70.03, goes_on=True)
+    assert pace.step_ms == pytest.approx(21)
+
+
+async def test_new_jobs_go_to_the_fast_worker_while_it_has_room(client: Any, redis_url: str, keys: Keys) -> None:
+    other = connect(redis_url)
+    fast, slow = (
+        echo_session(client, redis_url, keys, interval_ms=5),
+        echo_session(other, redis_url, keys, interval_ms=100),
+    )
+    async with listening(client, keys) as heard, fast as (one, _), slow as (two, _):
+        one._pace.step_ms, two._pace.step_ms = 5.0, 100.0
+        await wait_until(lambda: two._pace.handicap_ms > 100, description="the slow one knows")
+        for number in range(8):
+            await enqueue(client, keys, make_job(f"r-{number}", max_tokens=2))
+            await wait_until(
+                lambda n=number: len([e for e in heard.events if isinstance(e, Finished)]) > n, description="end"
+            )
+        assert {event.worker for event in heard.events if isinstance(event, Claimed)} == {one.id}
+        await enqueue(client, keys, *(make_job(f"burst-{number}", max_tokens=200) for number in range(6)))
+        await wait_until(
+            lambda: {e.worker for e in heard.events if isinstance(e, Claimed)} == {one.id, two.id},
+            description="the slow one takes what the fast one has no room for",
+        )
+    await other.aclose()
