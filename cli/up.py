@@ -41,6 +41,7 @@ class UpSettings(ProcessSettings):
     model: CommaList = Field([], description="PATH or PATH=NAME, repeatable: serve these in place of the demo models")
     engine: str | None = Field(None, description="engine of the workers; echo needs no model")
     device: str | None = Field(None, description="cuda, cpu or mps; default: the best that is there")
+    gateway_workers: int | None = Field(None, gt=0, le=256, description="processes of the gateway")
     dispatch_method: str | None = Field(None, description="pull (default), shortest_queue or lottery")
     max_queue: int | None = Field(None, gt=0, description="jobs that may wait per model; beyond it 429")
     drain_timeout: float = Field(2.0, ge=0, description="s that open requests may go on after Ctrl-C")
@@ -71,6 +72,7 @@ class UpSettings(ProcessSettings):
         flags = {
             "host": self.host,
             "port": self.port,
+            "workers": self.gateway_workers,
             "api-keys-file": self.api_keys_file,
             "dispatch-method": self.dispatch_method,
             "max-queue": self.max_queue,

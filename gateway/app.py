@@ -58,12 +58,15 @@ class Gateway:
         stall_timeout: float,
         no_worker_timeout: float,
         default_max_tokens: int | None,
+        metrics: Metrics,
         on_fatal: Callable[[BaseException], None],
+        accepts_within: float = 0.0,
     ) -> None:
         self.redis: Bus = connect(redis_url)
         self._redis_url = redis_url
         self._on_fatal = on_fatal
-        self.metrics = Metrics()
+        self._accepts_within = accepts_within
+        self.metrics = metrics
         self.stopping = False
         self.request_timeout = request_timeout
         keys, id = Keys(namespace), new_process_id()
@@ -84,6 +87,10 @@ class Gateway:
                     tasks.create_task(part.run(), name=type(part).__name__)
         except Exception as error:
             self._on_fatal(error)
+
+    async def _is_on_bus(self) -> None:
+        await self.hub.ready()
+        await self._lease.taken.wait()
 
     async def is_ready(self) -> bool:
         if self.stopping or not self.hub.is_subscribed or not self._lease.taken.is_set():
@@ -125,13 +132,16 @@ class Gateway:
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(self.run(), name="gateway")
+        on_bus = asyncio.create_task(self._is_on_bus(), name="on the bus")
         try:
+            await asyncio.wait({running, on_bus}, timeout=self._accepts_within, return_when=asyncio.FIRST_COMPLETED)
             yield
         finally:
             self._lease.stop()
             await self.hub.close()
             running.cancel()
-            await asyncio.wait({running})
+            on_bus.cancel()
+            await asyncio.wait({running, on_bus})
             await self.redis.aclose()
 
 

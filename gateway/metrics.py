@@ -1,10 +1,16 @@
-"""Prometheus metrics of one gateway."""
+"""Prometheus metrics of one gateway, or of all processes behind its port: then each keeps its values in mapped files
+of one folder, and any of them can sum up all. An observation costs 1 us more there."""
 
 import collections
+import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from gateway.inflight import InFlight
 from shared.messages import Finished
@@ -17,8 +23,11 @@ BUS_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1)
 class Metrics:
     """Names are the field's, under `tokenbus_`; the label is `model_name`."""
 
-    def __init__(self) -> None:
+    def __init__(self, summed_in: Path | None = None) -> None:
+        """`summed_in`: the folder that was given to `sum_over_processes`."""
         self.registry = CollectorRegistry()
+        self._summed_in = summed_in
+        self._measured: set[str] = set()  # models that the gauges name
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
             return Histogram(f"tokenbus_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
@@ -27,7 +36,7 @@ class Metrics:
             return Counter(f"tokenbus_{name}", text, ["model_name", *labels], registry=self.registry)
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"tokenbus_{name}", text, ["model_name"], registry=self.registry)
+            return Gauge(f"tokenbus_{name}", text, ["model_name"], registry=self.registry, multiprocess_mode="livesum")
 
         self.time_to_first_token = histogram("time_to_first_token_seconds", "From acceptance to the first token")
         self.inter_token_latency = histogram("inter_token_latency_seconds", "Mean over one reply", TOKEN_BUCKETS)
@@ -65,10 +74,43 @@ class Metrics:
         """Bring the gauges up to date."""
         running = collections.Counter(one.job.model for one in open_jobs if one.worker)
         waiting = collections.Counter(one.job.model for one in open_jobs if not one.worker)
+        self._measured |= running.keys() | waiting.keys()
         for gauge, counts in ((self.running, running), (self.waiting, waiting)):
-            gauge.clear()
-            for model, count in counts.items():
-                gauge.labels(model).set(count)
+            for model in self._measured:  # also down to 0: what a file holds stays there
+                gauge.labels(model).set(counts[model])
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        if self._summed_in is None:
+            return generate_latest(self.registry)
+        sums = CollectorRegistry()
+        sums.register(_Sums(self.registry, self._summed_in))
+        return generate_latest(sums)
+
+
+class _Sums(Collector):
+    """Over all processes. The library leaves out what nobody has observed yet; a dashboard looks for its name."""
+
+    def __init__(self, own: CollectorRegistry, folder: Path) -> None:
+        self._own = own
+        self._folder = str(folder)
+
+    def collect(self) -> Iterable[Metric]:
+        collector = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]
+        summed = {metric.name: metric for metric in collector.collect()}  # type: ignore[no-untyped-call]
+        for metric in self._own.collect():
+            yield summed.get(metric.name) or Metric(metric.name, metric.documentation, metric.type)
+
+
+def sum_over_processes(folder: Path, number: int) -> None:
+    """Before a process makes its Metrics. By default the library names its files after process ids; by its number a
+    successor goes on counting where the one before it was killed, and files do not pile up."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
+def forget_process(folder: Path, number: int) -> None:
+    """By the process itself, when nobody is left to sum up; the last one removes the folder."""
+    for file in folder.glob(f"*_{number}.db"):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

@@ -1,5 +1,6 @@
 """The flags of `python -m gateway`."""
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ class GatewaySettings(ProcessSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535)
+    workers: int = Field(1, gt=0, le=256, description="processes that serve the port together")
     api_keys: CommaList = Field([], description="a,b: accepted keys; better by TOKENBUS_API_KEYS or a file")
     api_keys_file: Path | None = Field(None, description="file with one key a line")
     allowed_origins: CommaList = Field(["*"], description="a,b: CORS origins")
@@ -22,8 +24,8 @@ class GatewaySettings(ProcessSettings):
     max_queue: int = Field(1024, gt=0, description="jobs that may wait per model; beyond it 429")
     default_max_tokens: int | None = Field(None, gt=0, description="reply limit where a chat request gives none")
     max_body_mb: float = Field(32.0, gt=0, description="larger request bodies get 413")
-    max_bodies_mb: float = Field(256.0, gt=0, description="bodies of all open requests together; beyond it 429")
-    max_connections: int = Field(4096, gt=0, description="open connections; beyond it 503")
+    max_bodies_mb: float = Field(256.0, gt=0, description="bodies of all open requests of all processes; beyond it 429")
+    max_connections: int = Field(4096, gt=0, description="open connections of all processes; beyond it 503")
     keep_alive: int = Field(60, gt=0, description="s that a connection may be open without a request")
     request_timeout: float = Field(600.0, gt=0, description="s from acceptance to the end of a reply")
     stall_timeout: float = Field(300.0, gt=0, description="s without a token after which a job goes to another worker")
@@ -42,3 +44,14 @@ class GatewaySettings(ProcessSettings):
                 raise StartupError(f"--api-keys-file {self.api_keys_file} holds no key")
             self.api_keys = [*self.api_keys, *lines]
         return self
+
+    def share(self) -> Self:
+        """The settings of one of the processes: what bounds all of them is divided, rounded up. The share of bodies
+        has room for one body of any size that is allowed."""
+        return self.model_copy(
+            update={
+                "workers": 1,
+                "max_connections": math.ceil(self.max_connections / self.workers),
+                "max_bodies_mb": max(self.max_bodies_mb / self.workers, min(self.max_body_mb, self.max_bodies_mb)),
+            }
+        )

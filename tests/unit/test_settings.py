@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.__main__ import listen
+from gateway.listener import listen
 from gateway.settings import GatewaySettings
 from shared.errors import StartupError
 from worker.settings import WorkerSettings
@@ -46,10 +46,30 @@ def test_a_settings_file_that_is_not_there_is_not_passed_over(monkeypatch: pytes
 
 
 def test_answers_on_a_kept_connection_are_not_held_back() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0)[0] as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_port_that_several_processes_serve_is_taken_for_others(processes: int) -> None:
+    listeners = listen("127.0.0.1", 0, 2)
+    port = listeners[0].getsockname()[1]
+    assert [listener.getsockname()[1] for listener in listeners] == [port, port]
+    try:
+        with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1 port {port}"):
+            listen("127.0.0.1", port, processes)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_what_bounds_all_processes_is_divided_among_them() -> None:
+    share = gateway("--workers", "3", "--max-connections", "100", "--max-bodies-mb", "120").share()
+    assert (share.workers, share.max_connections, share.max_bodies_mb) == (1, 34, 40)
+    assert gateway("--workers", "16").share().max_bodies_mb == 32, "room for one of the largest that are allowed"
+    assert gateway("--workers", "2", "--max-bodies-mb", "1").share().max_bodies_mb == 1
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "TOKENBUS_REDIS_URL"])
