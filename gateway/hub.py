@@ -279,7 +279,7 @@ class Hub:
     def _claimed(self, inflight: InFlight, entry: Entry) -> None:
         inflight.entry, inflight.replaced = entry, False
         inflight.claimed_at = time.monotonic()
-        self._metrics.queue_time.labels(inflight.job.model).observe(time.monotonic() - inflight.accepted_at)
+        self._metrics.claimed(inflight)
         inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
 
     def _delta(self, inflight: InFlight, event: Delta) -> None:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.inflight import InFlight
-from shared.messages import Finished
+from shared.messages import Finished, FinishReason
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -28,6 +29,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._summed_in = summed_in
         self._measured: set[str] = set()  # models that the gauges name
+        self._models: dict[str, _OfModel] = {}
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
             return Histogram(f"tokenbus_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
@@ -57,18 +59,26 @@ class Metrics:
             "tokenbus_bus_roundtrip_seconds", "One look at the leases", buckets=BUS_BUCKETS, registry=self.registry
         )
 
+    def claimed(self, inflight: InFlight) -> None:
+        self._of(inflight.job.model).queue_time.observe(time.monotonic() - inflight.accepted_at)
+
     def finished(self, inflight: InFlight, event: Finished) -> None:
-        model, now = inflight.job.model, time.monotonic()
-        self.success.labels(model, event.reason).inc()
-        self.e2e_latency.labels(model).observe(now - inflight.accepted_at)
-        self.generation_tokens.labels(model).inc(event.usage.completion_tokens)
+        of, now = self._of(inflight.job.model), time.monotonic()
+        of.success[event.reason].inc()
+        of.e2e_latency.observe(now - inflight.accepted_at)
+        of.generation_tokens.inc(event.usage.completion_tokens)
         if inflight.job.choice == 0:  # all choices of a request share one prompt
-            self.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
+            of.prompt_tokens.inc(event.usage.prompt_tokens)
         if inflight.first_token_at is not None and event.usage.completion_tokens:
-            self.time_to_first_token.labels(model).observe(inflight.first_token_at - inflight.accepted_at)
+            of.time_to_first_token.observe(inflight.first_token_at - inflight.accepted_at)
             gaps = event.usage.completion_tokens - 1
             if gaps:
-                self.inter_token_latency.labels(model).observe((now - inflight.first_token_at) / gaps)
+                of.inter_token_latency.observe((now - inflight.first_token_at) / gaps)
+
+    def _of(self, model: str) -> "_OfModel":
+        if model not in self._models:
+            self._models[model] = _OfModel(self, model)
+        return self._models[model]
 
     def measure(self, open_jobs: Collection[InFlight]) -> None:
         """Bring the gauges up to date."""
@@ -85,6 +95,19 @@ class Metrics:
         sums = CollectorRegistry()
         sums.register(_Sums(self.registry, self._summed_in))
         return generate_latest(sums)
+
+
+class _OfModel:
+    """What every request of a model counts in, looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.queue_time = metrics.queue_time.labels(model)
+        self.e2e_latency = metrics.e2e_latency.labels(model)
+        self.time_to_first_token = metrics.time_to_first_token.labels(model)
+        self.inter_token_latency = metrics.inter_token_latency.labels(model)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.generation_tokens = metrics.generation_tokens.labels(model)
+        self.success = {reason: metrics.success.labels(model, reason) for reason in get_args(FinishReason)}
 
 
 class _Sums(Collector):

@@ -37,6 +37,27 @@ class Server(uvicorn.Server):
         self._on_leaving()
 
 
+def configured(gateway: Gateway, settings: GatewaySettings) -> uvicorn.Config:
+    app = create_app(
+        gateway,
+        api_keys=settings.api_keys,
+        allowed_origins=settings.allowed_origins,
+        max_body_bytes=int(settings.max_body_mb * 2**20),
+        max_bodies_bytes=int(settings.max_bodies_mb * 2**20),
+    )
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        http=Door(that_fit(settings.max_connections)).connection,  # type: ignore[arg-type]
+        timeout_keep_alive=settings.keep_alive,
+        timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
+    )
+
+
 class GatewayServer:
     """A gateway and its server, made of the settings. `on_leaving` is called before it stops to accept. Connections are
     accepted once it is on the bus, or after `accepts_within` seconds without."""
@@ -64,25 +85,7 @@ class GatewayServer:
             on_fatal=self._on_fatal,
             accepts_within=accepts_within,
         )
-        app = create_app(
-            self.gateway,
-            api_keys=settings.api_keys,
-            allowed_origins=settings.allowed_origins,
-            max_body_bytes=int(settings.max_body_mb * 2**20),
-            max_bodies_bytes=int(settings.max_bodies_mb * 2**20),
-        )
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            http=Door(that_fit(settings.max_connections)).connection,  # type: ignore[arg-type]
-            timeout_keep_alive=settings.keep_alive,
-            timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
-        )
-        self._server = Server(config, self.gateway, settings.drain_timeout, on_leaving)
+        self._server = Server(configured(self.gateway, settings), self.gateway, settings.drain_timeout, on_leaving)
 
     def _on_fatal(self, error: BaseException) -> None:
         self._fatal.append(error)
