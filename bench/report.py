@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from bench.usage import Meter
 
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 CUT = "cut"  # still open long after the end; no error, and its times are at least what they were then
 
 
@@ -109,7 +110,7 @@ def _first_of_each_failure(samples: Sequence[Sample]) -> dict[str, str]:
 def times(seconds: Sequence[float]) -> Mapping[str, float | None]:
     """In ms."""
     ordered = sorted(seconds)
-    named = {"p50": percentile(ordered, 0.5), "p99": percentile(ordered, 0.99), "max": percentile(ordered, 1.0)}
+    named = {name: percentile(ordered, share) for name, share in PERCENTILES.items()}
     return {name: None if value is None else round(1000 * value, 4) for name, value in named.items()}
 
 

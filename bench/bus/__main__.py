@@ -6,23 +6,28 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from bench.bus.dispatch import measure_dispatch
 from bench.bus.loads import CONCURRENCY, LOADS, QUICK_CONCURRENCY
 from bench.bus.matrix import Matrix
 from bench.bus.measure import LoadFailed
+from bench.bus.memory import measure_memory
 from bench.bus.plot import draw
 from bench.bus.results import Results, describe_machine
+from bench.bus.scaling import QUICK_SHAPES, SHAPES, measure_scaling
 from bench.bus.table import console, rows_table, scaling_table, targets_table, uneven_table
 from bench.bus.targets import targets
+from bench.bus.uneven import METHODS, measure_uneven
 from bench.systems import SYSTEMS, System, Unavailable, create
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
+PARTS = ("matrix", "dispatch", "scaling", "uneven", "memory")
 Say = Callable[[str], None]
 
 
@@ -31,6 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="about 3 minutes: fewer points, one round")
     add("--only", type=_names(SYSTEMS), default=list(SYSTEMS), metavar="a,b", help=f"of {', '.join(SYSTEMS)}")
+    add("--parts", type=_names(PARTS), default=list(PARTS), metavar="a,b", help=f"of {', '.join(PARTS)}")
     add("--rounds", type=int, help="of each point; medians are shown (3; --quick: 1)")
     add("--seconds", type=float, help="of each load (2.5; --quick: 1.5)")
     add("--replot", type=Path, metavar="FILE.json", help="only show and draw again what a run has kept")
@@ -40,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _names(known: Sequence[str] | dict[str, str]) -> Callable[[str], list[str]]:
+def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
     def split(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
         if wrong := [name for name in names if name not in known]:
@@ -53,10 +59,28 @@ def _names(known: Sequence[str] | dict[str, str]) -> Callable[[str], list[str]]:
 async def run(options: argparse.Namespace, results: Results, say: Say) -> None:
     _end_on_sigterm()
     async with AsyncExitStack() as stack:
-        systems = [system for name in options.only if (system := await _start(name, stack, results, say))]
+        names = options.only if "matrix" in options.parts else []
+        systems = [system for name in names if (system := await _start(name, stack, results, say))]
         concurrencies = QUICK_CONCURRENCY if options.quick else CONCURRENCY
         matrix = Matrix(systems, seconds=options.seconds, rounds=options.rounds, say=say)
         await matrix.run(LOADS, concurrencies, results.points)
+    if "tokenbus" in options.only:
+        await measure_ours(options, results, say)
+
+
+async def measure_ours(options: argparse.Namespace, results: Results, say: Say) -> None:
+    """What has no counterpart elsewhere; each with a bus of its own."""
+    if "dispatch" in options.parts:
+        say("dispatch")
+        results.dispatch = await measure_dispatch(1000 if options.quick else 3000)
+    if "scaling" in options.parts:
+        for shape in QUICK_SHAPES if options.quick else SHAPES:
+            results.scaling.append(await measure_scaling(shape, options.seconds, 1 if options.quick else 2, say))
+    if "uneven" in options.parts:
+        for method in METHODS:
+            results.uneven += await measure_uneven(method, 2 * options.seconds, options.rounds, say)
+    if "memory" in options.parts:
+        results.memory = await measure_memory(10_000 if options.quick else 100_000, say)
 
 
 async def _start(name: str, stack: AsyncExitStack, results: Results, say: Say) -> System | None:
@@ -103,13 +127,19 @@ def main(argv: Sequence[str]) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # inherited; a gateway holds a socket per client
     results = Results(options={"rounds": options.rounds, "seconds": options.seconds}, machine=describe_machine())
-    code = _measure(options, results)
+    try:
+        return _measure(options, results)
+    finally:
+        _keep(results)
+
+
+def _keep(results: Results) -> None:
     FOLDER.mkdir(exist_ok=True)
     base = FOLDER / f"bus-{datetime.now():%Y%m%d-%H%M%S}"
     results.save(base.with_suffix(".json"))
     show(results, base)
-    print(f"kept in {base}.json, .png and .svg")
-    return code
+    drawn = " and .png, .svg" if results.points else ""
+    print(f"kept in {base}.json{drawn}")
 
 
 def _measure(options: argparse.Namespace, results: Results) -> int:
@@ -122,7 +152,7 @@ def _measure(options: argparse.Namespace, results: Results) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         shown.print("interrupted; this is what was measured until then")
         return 130
-    except LoadFailed as error:
+    except (LoadFailed, Unavailable) as error:
         shown.print(str(error), markup=False)
         return 1
     return 0

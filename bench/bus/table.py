@@ -114,7 +114,7 @@ def uneven_table(results: Results) -> Table:
     table.add_column("dispatch")
     for title in ("load", "req/s", "even p50", "even p99", "uneven p50", "uneven p99", "p99 ratio"):
         table.add_column(title, justify="right")
-    table.add_column("what limits the uneven p99", max_width=60)
+    table.add_column("where the uneven set's slowest lost it", max_width=64)
     for row in results.uneven:
         even, uneven = row["even"], row["uneven"]
         table.add_row(
