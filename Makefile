@@ -49,7 +49,7 @@ bench: $(VENV)/installed-bench
 	@exec $(BIN)/python -m bench.bus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 clean:
-	rm -rf $(VENV) .bench bench/results dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Debian without python3-venv has no ensurepip; its pip can fill the venv all the same.
