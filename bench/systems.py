@@ -1,6 +1,7 @@
 """What a system under test is: something that starts by itself and then answers OpenAI requests at an address."""
 
-from typing import Literal, Protocol, runtime_checkable
+from importlib import import_module
+from typing import Literal, Protocol, cast, runtime_checkable
 
 Kind = Literal["fast", "paced"]  # the model that gives tokens as fast as it can, and the one with a chunk per 10 ms
 Role = Literal["gateway", "redis", "worker"]  # a system has those that it needs; who fits none is a gateway
@@ -30,3 +31,20 @@ class System(Protocol):
 
     async def stop(self) -> None:
         """Ends everything that was started; also after a `start` that failed or was cancelled. Idempotent."""
+
+
+SYSTEMS = {
+    "tokenbus": "bench.tokenbus:Tokenbus",
+    "floor": "bench.peers.floor:Floor",
+    "fastchat": "bench.peers.fastchat:FastChat",
+    "litellm": "bench.peers.litellm:LiteLLM",
+}
+
+
+def create(name: str) -> System:
+    """Raises Unavailable if what it needs to be imported is not there."""
+    module, _, kind = SYSTEMS[name].partition(":")
+    try:
+        return cast(System, getattr(import_module(module), kind)())
+    except ImportError as error:
+        raise Unavailable(str(error)) from None
