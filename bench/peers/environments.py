@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from bench.peers.places import PLACE
 from bench.systems import Unavailable
+
+PLACE = Path(__file__).resolve().parents[2] / ".bench"  # for environments and logs; git ignores it
 
 
 async def python_of(name: str, requirements: Sequence[str], module: str) -> Path:
@@ -44,12 +46,14 @@ async def version_of(python: Path, package: str) -> str:
 
 
 async def _succeeds(command: Sequence[str], output: IO[bytes], folder: str) -> bool:
-    process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output, cwd=folder)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=output, stderr=output, cwd=folder, start_new_session=True
+    )
     try:
         return await process.wait() == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()  # where we were cancelled; or it would go on to write into what is being removed
+            os.killpg(process.pid, signal.SIGKILL)  # or what was cancelled would write into what is being removed
         await process.wait()
 
 

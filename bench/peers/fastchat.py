@@ -1,19 +1,19 @@
-"""FastChat, the system that Tokenbus replaces: its controller and its OpenAI server as they come from PyPI, and a worker
-without a model (`fastchat_worker`) on its own base class."""
+"""FastChat, which Tokenbus replaces: controller and OpenAI server as they come from PyPI, and a worker without a model
+on FastChat's own base class (`fastchat_worker`)."""
 
-from bench.peers.environments import python_of, version_of
+from bench.peers.environments import PLACE, python_of, version_of
 from bench.peers.peer import Peer
-from bench.peers.places import PLACE, free_port
+from cli.valkey import free_port
 
 # Its last release is older than what broke it. Its servers need neither torch nor transformers, whose extra stays away.
 REQUIREMENTS = ("fschat==0.2.36", "pydantic<2", "fastapi<0.120")
 
 
 class FastChat(Peer):
-    name = "FastChat"
+    name = "fastchat"
 
     async def launch(self, port: int) -> None:
-        python = await python_of("fastchat", REQUIREMENTS, "fastchat.serve.openai_api_server")
+        python = await python_of(self.name, REQUIREMENTS, "fastchat.serve.openai_api_server")
         self.version = await version_of(python, "fschat")
         controller_port, worker_port = free_port(), free_port()
         controller = f"http://127.0.0.1:{controller_port}"
@@ -23,10 +23,11 @@ class FastChat(Peer):
             return [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port)]
 
         command = serve("fastchat.serve.controller", controller_port)
-        await self._processes.start("gateway", "controller", command, environment)
-        await self.listens(controller_port)
+        await self.run("gateway", "controller", command, environment)
+        await self.until_it_listens(controller_port)
         command = [*serve("bench.peers.fastchat_worker", worker_port), "--controller-address", controller]
-        await self._processes.start("worker", "worker", [*command, *self.models.values()], environment)
-        await self.listens(worker_port)
+        command += self.models.values()
+        await self.run("worker", "worker", command, environment)
+        await self.until_it_listens(worker_port)
         command = [*serve("fastchat.serve.openai_api_server", port), "--controller-address", controller]
-        await self._processes.start("gateway", "api", command, environment)
+        await self.run("gateway", "api", command, environment)

@@ -1,82 +1,105 @@
-"""What all peers do: launch, wait until both models answer, and end whatever came of it."""
+"""What all peers do: start their processes, wait until both models answer, and end whatever came of it."""
 
 import asyncio
-import time
+import os
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 
 import httpx2
 
-from bench.peers.places import free_port
-from bench.peers.processes import Processes
+from bench.peers.environments import PLACE
 from bench.systems import Kind, Role, Unavailable
+from cli.stack import GATEWAY_TIER, WORKER_TIER
+from cli.supervisor import ChildFailed, Service, Supervisor
+from cli.valkey import free_port
 
-ANSWERS_WITHIN_S = 90.0  # LiteLLM takes 10 s to import on a busy machine
-LOOK_EVERY_S = 0.1
+ROOT = Path(__file__).resolve().parents[2]
+READY_WITHIN_S = 120.0  # LiteLLM needs 10 s of CPU for its imports
+GRACE_S = 5.0  # FastChat's servers would wait for open requests for ever
+TIERS = {"gateway": GATEWAY_TIER, "worker": WORKER_TIER}
 
 
 class Peer(ABC):
-    """A `bench.systems.System`; `version` is known from `start` on."""
+    """A `bench.systems.System`; its `version` is known once it has started."""
 
-    name: ClassVar[str]
+    name: str
 
     def __init__(self) -> None:
         self.base_url = ""
         self.version = ""
         self.models: dict[Kind, str] = {"fast": "fast", "paced": "paced"}
-        self._processes = Processes(self.name.lower())
-
-    @property
-    def processes(self) -> dict[Role, list[int]]:
-        return self._processes.pids
+        self.processes: dict[Role, list[int]] = {}
+        self._life = AsyncExitStack()
 
     async def start(self) -> None:
         port = free_port()
         self.base_url = f"http://127.0.0.1:{port}"
+        self.processes = {}
         try:
+            self._supervisor = await self._life.enter_async_context(Supervisor(_say_nothing))
             await self.launch(port)
             for model in self.models.values():
-                await self._answers(model)
+                await self._until(partial(self._answers, model), f"model {model}")
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        await self._processes.end()
+        await self._life.aclose()
 
     @abstractmethod
     async def launch(self, port: int) -> None:
-        """Start the processes; the API is to listen on `port`. Raises Unavailable."""
+        """Run what it consists of; the API is to listen on `port`. Raises Unavailable."""
 
-    async def listens(self, port: int) -> None:
-        """Wait until somebody does."""
-        deadline = time.monotonic() + ANSWERS_WITHIN_S
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await self._pause(deadline, f"nothing listens on port {port}")
-            else:
-                writer.close()
-                await writer.wait_closed()
-                return
+    async def run(
+        self, role: Role, part: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Its output goes to a file in the peers' folder, its modules may be of this checkout."""
+        PLACE.mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        service = Service(
+            name=part,
+            command=tuple(command),
+            log=PLACE / f"{self.name}.{part}.log",
+            tier=TIERS[role],
+            grace_s=GRACE_S,
+            environment={"NO_PROXY": "127.0.0.1", "PYTHONPATH": path, **(environment or {})},
+        )
+        self.processes.setdefault(role, []).append(await self._supervisor.start(service))
 
-    async def _answers(self, model: str) -> None:
+    async def until_it_listens(self, port: int) -> None:
+        await self._until(lambda: _listens(port), f"port {port}")
+
+    async def _until(self, ready: Callable[[], Awaitable[bool]], what: str) -> None:
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                await self._supervisor.until(ready)
+        except ChildFailed as error:
+            raise Unavailable(f"{str(error).partition(';')[0]}; its log is in {PLACE}") from None
+        except TimeoutError:
+            raise Unavailable(f"{what} did not answer within {READY_WITHIN_S:g} s; logs are in {PLACE}") from None
+
+    async def _answers(self, model: str) -> bool:
         body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Are you there?"}]}
-        deadline = time.monotonic() + ANSWERS_WITHIN_S
-        async with httpx2.AsyncClient(base_url=self.base_url, trust_env=False, timeout=ANSWERS_WITHIN_S) as client:
-            while True:
-                try:
-                    response = await client.post("/v1/chat/completions", json=body)
-                    if response.status_code == 200:
-                        return
-                    last = f"{model} answers {response.status_code}"
-                except httpx2.HTTPError as error:
-                    last = f"{model} does not answer: {error!r}"
-                await self._pause(deadline, last)
+        async with httpx2.AsyncClient(trust_env=False, timeout=READY_WITHIN_S) as client:
+            try:
+                return (await client.post(f"{self.base_url}/v1/chat/completions", json=body)).is_success
+            except httpx2.TransportError:
+                return False
 
-    async def _pause(self, deadline: float, last: str) -> None:
-        self._processes.check()
-        if time.monotonic() > deadline:
-            raise Unavailable(f"{self.name}: {last} after {ANSWERS_WITHIN_S:g} s")
-        await asyncio.sleep(LOOK_EVERY_S)
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+def _say_nothing(text: str) -> None:
+    """Of the supervisor's messages only failures matter here, and they raise."""

@@ -5,6 +5,7 @@ The model `paced` streams a token per 10 ms, any other all of them at once. No v
 
 import argparse
 import asyncio
+from typing import Any
 
 import httptools
 import orjson
@@ -17,6 +18,7 @@ ENVELOPE = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk", "creat
 PLAIN_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+MODELS = {"object": "list", "data": [{"id": name, "object": "model"} for name in ("fast", "paced")]}
 
 
 def _event(delta: dict[str, str], reason: str | None = None) -> bytes:
@@ -42,8 +44,7 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._left = 0  # tokens of a paced stream
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -56,11 +57,14 @@ class Connection(asyncio.Protocol):
         self._body += part
 
     def on_message_complete(self) -> None:
+        if not self._body:  # LiteLLM asks now and then which models there are
+            self._transport.write(_plain(MODELS))
+            return
         request = orjson.loads(self._body)
         self._body = b""
         tokens = request.get("max_tokens") or request.get("max_completion_tokens") or 16
         if not request.get("stream"):
-            self._transport.write(_plain(tokens))
+            self._transport.write(_plain(_completion(tokens)))
         elif request["model"] != "paced":
             self._transport.write(STREAM_HEAD + ROLE + ONE * tokens + END)
         else:
@@ -74,16 +78,19 @@ class Connection(asyncio.Protocol):
         return self._left > 0
 
 
-def _plain(tokens: int) -> bytes:
+def _plain(body: dict[str, Any]) -> bytes:
+    encoded = orjson.dumps(body)
+    return PLAIN_HEAD % len(encoded) + encoded
+
+
+def _completion(tokens: int) -> dict[str, Any]:
     message = {"role": "assistant", "content": TOKEN * tokens}
-    body = {
+    return {
         **ENVELOPE,
         "object": "chat.completion",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens},
     }
-    encoded = orjson.dumps(body)
-    return PLAIN_HEAD % len(encoded) + encoded
 
 
 async def serve(port: int) -> None:
