@@ -28,6 +28,7 @@ from bench.usage import Meter
 
 now = time.perf_counter
 LOOK_FOR_OVERDUE_S = 0.25
+LOOK_FOR_STEADY_S = 0.02
 PAUSE_AFTER_REFUSAL_S = 0.01  # a server that refuses at once is not to be asked without end
 OPEN_LOOP_LIMIT = 8192  # open requests
 
@@ -79,7 +80,7 @@ class Load:
         self._options = options
         urls = [urlsplit(url) for url in options.base_url.split(",")]
         self._targets = cycle([(url.hostname or "127.0.0.1", url.port or 80, request_to(url, options)) for url in urls])
-        self._open: dict[Connection, float] = {}
+        self._open: dict[Connection, tuple[float, Reply]] = {}
         self._overdue: set[Connection] = set()
         self._cut_at = math.inf  # what is still open then is given up
         self._left = options.requests or sys.maxsize
@@ -106,9 +107,13 @@ class Load:
 
     async def _keep_window(self, meter: Meter) -> None:
         """Counted by time or, without `--seconds`, until the last request has ended."""
-        await self._wait(self._options.warmup)
+        options = self._options
+        await self._wait(options.warmup)
+        await self._wait_until(lambda: self._answered() >= options.concurrency / 2)
         self.window.begin(now(), meter, _own_cpu_s())
-        await self._wait(self._options.seconds or None)
+        before = len(self.samples)
+        await self._wait(options.seconds or None)
+        await self._wait_until(lambda: len(self.samples) - before >= options.concurrency)
         self.window.end(now(), meter, _own_cpu_s())
         self._stop.set()
         self._cut_at = now() + self._options.drain
@@ -117,6 +122,16 @@ class Load:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+    async def _wait_until(self, steady: Callable[[], bool]) -> None:
+        """Who is slow to answer answers all clients in waves; a window within one of them would tell nothing."""
+        until = now() + self._options.patience
+        while not self._options.rate and not steady() and now() < until and not self._stop.is_set():
+            await self._wait(LOOK_FOR_STEADY_S)
+
+    def _answered(self) -> int:
+        """Requests that have had any content."""
+        return len(self.samples) + sum(bool(reply.arrivals) for _, reply in self._open.values())
 
     def _take(self) -> bool:
         self._left -= 1
@@ -158,7 +173,7 @@ class Load:
                 await asyncio.sleep(PAUSE_AFTER_REFUSAL_S)
                 return None
         reply = Reply(streamed=options.stream, endpoint=options.endpoint)
-        self._open[connection] = started
+        self._open[connection] = (started, reply)
         await connection.ask(request, reply)
         del self._open[connection]
         failure = self._failure(connection, reply)
@@ -181,7 +196,7 @@ class Load:
         while True:
             await asyncio.sleep(LOOK_FOR_OVERDUE_S)
             before = now() - self._options.timeout if now() < self._cut_at else math.inf
-            for connection in [open for open, started in self._open.items() if started < before]:
+            for connection in [open for open, (started, _) in self._open.items() if started < before]:
                 self._overdue.add(connection)
                 if connection.transport is not None:
                     connection.transport.abort()
@@ -238,6 +253,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--requests", type=int, default=0, help="end after so many")
     add("--seconds", type=float, default=0, help="length of the window; default: until --requests are done")
     add("--warmup", type=float, default=0, help="s before the window, over which the clients begin")
+    add("--patience", type=float, default=0, help="s by which warm-up and window may each grow until all had a turn")
     add("--stream", action="store_true")
     add("--usage", action="store_true", help="ask for usage in a stream, to count tokens and not events")
     add("--max-tokens", type=int, default=64)

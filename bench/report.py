@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.usage import Meter
+from bench.usage import Meter, machine_cpu_s
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 CUT = "cut"  # still open long after the end; no error, and its times are at least what they were then
@@ -28,18 +28,26 @@ class Window:
         self.cpu_s: dict[str, float] = {}
         self.rss_mb: dict[str, float] = {}
         self.own_cpu_s = 0.0
+        self.machine_cpu_s = 0.0
 
     def begin(self, at: float, meter: Meter, own_cpu_s: float) -> None:
         self.begins, self.cpu_s, self.own_cpu_s = at, meter.cpu_s(), own_cpu_s
+        self.machine_cpu_s = machine_cpu_s()
 
     def end(self, at: float, meter: Meter, own_cpu_s: float) -> None:
         self.ends, self.own_cpu_s = at, own_cpu_s - self.own_cpu_s
+        self.machine_cpu_s = machine_cpu_s() - self.machine_cpu_s
         self.cpu_s = {role: used - self.cpu_s[role] for role, used in meter.cpu_s().items()}
         self.rss_mb = meter.rss_mb()
 
     @property
     def seconds(self) -> float:
         return self.ends - self.begins
+
+    @property
+    def others_cores(self) -> float:
+        """What the rest of the machine used: noise."""
+        return max(0.0, self.machine_cpu_s - self.own_cpu_s - sum(self.cpu_s.values())) / self.seconds
 
     def holds(self, at: float) -> bool:
         return self.begins <= at < self.ends
@@ -80,6 +88,7 @@ def summarise(samples: Sequence[Sample], refused: Counter[str], window: Window) 
         "cpu_s": window.cpu_s,
         "rss_mb": window.rss_mb,
         "loadgen_cpu_s": window.own_cpu_s,
+        "others_cores": window.others_cores,
     }
 
 

@@ -18,6 +18,12 @@ def with_children(pids: Sequence[int]) -> list[int]:
     return list(found)
 
 
+def machine_cpu_s() -> float:
+    """Seconds that all cores have worked since the machine began."""
+    times = psutil.cpu_times()
+    return float(sum(times)) - float(times.idle) - float(getattr(times, "iowait", 0.0))
+
+
 class Meter:
     """Reads the same processes again and again; one that ended counts as it was seen last."""
 

@@ -25,6 +25,7 @@ from bench.bus.table import console, rows_table, scaling_table, targets_table, u
 from bench.bus.targets import targets
 from bench.bus.uneven import METHODS, measure_uneven
 from bench.systems import SYSTEMS, System, Unavailable, create
+from shared import __version__
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 PARTS = ("matrix", "dispatch", "scaling", "uneven", "memory")
@@ -89,6 +90,7 @@ async def _start(name: str, stack: AsyncExitStack, results: Results, say: Say) -
         system = create(name)
         stack.push_async_callback(system.stop)
         await system.start()
+        results.versions[name] = getattr(system, "version", "") or __version__
     except Unavailable as error:
         results.unavailable[name] = str(error)
         print(f"{name} is not there: {error}", file=sys.stderr)
@@ -109,7 +111,8 @@ def show(results: Results, base: Path) -> None:
     rows = results.rows()
     if rows:
         out.print(rows_table(rows))
-        draw(rows, base)
+        out.print(results.caption(), style="dim", markup=False)
+        draw(rows, base, results.caption())
     if results.scaling:
         out.print(scaling_table(results))
     if results.uneven:

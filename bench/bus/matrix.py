@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from bench.bus.loads import HOPELESS_MS, MOST, Load
 from bench.bus.measure import measure
-from bench.bus.results import Point, middle
+from bench.bus.results import Point
 from bench.systems import System
 
 Say = Callable[[str], None]
@@ -16,7 +16,7 @@ class Matrix:
         self._seconds = seconds
         self._rounds = rounds
         self._say = say
-        self._hopeless: set[tuple[str, str]] = set()  # systems that get no more clients of a load
+        self._hopeless: set[tuple[str, str]] = set()  # systems, and the loads of which they get no more
 
     async def run(self, loads: Sequence[Load], concurrencies: Sequence[int], points: list[Point]) -> None:
         """Adds to `points`, so that what was measured is there also if it is interrupted."""
@@ -30,13 +30,9 @@ class Matrix:
         for number in range(self._rounds):
             turn = number % max(1, len(contestants))
             for system in contestants[turn:] + contestants[:turn]:
-                self._say(f"{load.name}, {concurrency} clients, round {number + 1}: {system.name}")
-                points.append(await self._round(system, load, concurrency, number))
-        for system in contestants:
-            mine = [point.measured["first_content"]["p50"] for point in points if point.system == system.name]
-            first = middle(mine)
-            if first is None or first > HOPELESS_MS:
-                self._hopeless.add((system.name, load.name))
+                if self._follows(system, load, concurrency):
+                    self._say(f"{load.name}, {concurrency} clients, round {number + 1}: {system.name}")
+                    points.append(await self._round(system, load, concurrency, number))
         return sorted(points, key=lambda point: [system.name for system in contestants].index(point.system))
 
     async def _round(self, system: System, load: Load, concurrency: int, number: int) -> Point:
@@ -47,6 +43,9 @@ class Matrix:
             *(*load.flags, "--concurrency", str(concurrency)),
             seconds=self._seconds,
         )
+        first = measured["first_content"]["p50"]
+        if first is None or first > HOPELESS_MS:
+            self._hopeless.add((system.name, load.name))
         return Point(system.name, load.name, concurrency, number, measured)
 
     def _follows(self, system: System, load: Load, concurrency: int) -> bool:

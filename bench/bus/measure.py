@@ -12,6 +12,7 @@ from typing import Any
 from bench.usage import with_children
 
 WARMUP_S = 0.5
+PATIENCE_S = 12.0  # for who is slow to answer
 DRAIN_S = 20.0
 
 
@@ -31,7 +32,7 @@ async def measure(
     meter = json.dumps({role: with_children(pids) for role, pids in processes.items()})
     command = ["bench.loadgen", "--base-url", url, "--model", model, "--meter", meter, "--drain", f"{drain:g}", *flags]
     if seconds:
-        command += ["--seconds", f"{seconds:g}", "--warmup", f"{WARMUP_S:g}"]
+        command += ["--seconds", f"{seconds:g}", "--warmup", f"{WARMUP_S:g}", "--patience", f"{PATIENCE_S:g}"]
     return dict(json.loads(await run_module(*command)))
 
 

@@ -54,6 +54,7 @@ class Results:
 
     options: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)  # by system
     unavailable: dict[str, str] = field(default_factory=dict)  # system -> why
     points: list[Point] = field(default_factory=list)
     dispatch: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +69,17 @@ class Results:
     def read(cls, path: Path) -> "Results":
         kept = json.loads(path.read_text())
         return cls(**kept | {"points": [Point(**point) for point in kept["points"]]})
+
+    def caption(self) -> str:
+        """Of the plot and the table: where, what, and how much of the machine others had."""
+        machine, options = self.machine, self.options
+        others = [float(point.measured["others_cores"]) for point in self.points]
+        had = f"; others used {median(others):.2f} cores (median), at most {max(others):.2f}" if others else ""
+        return (
+            f"{machine.get('cores')} cores for everything, load generator included{had}; "
+            f"medians of {options.get('rounds')} rounds of {options.get('seconds'):g} s, interleaved; "
+            + ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        )
 
     def rows(self) -> list[Row]:
         """In the order in which they were measured."""
