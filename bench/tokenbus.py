@@ -123,14 +123,14 @@ class Bus:
 
 
 class Tokenbus:
-    """`gateways` processes with a port each, among which the clients take turns; or `port_sharers` processes of one
-    gateway behind one port."""
+    """`gateways` processes with a port each, among which the clients take turns; each of `gateway_workers`
+    processes behind its port."""
 
     name = "tokenbus"
 
-    def __init__(self, *, gateways: int = 1, port_sharers: int = 1, workers: int = 1) -> None:
+    def __init__(self, *, gateways: int = 1, gateway_workers: int = 1, workers: int = 1) -> None:
         self._gateways = gateways
-        self._port_sharers = port_sharers
+        self._gateway_workers = gateway_workers
         self._workers = workers
         self._life = AsyncExitStack()
         self.base_url = ""
@@ -153,7 +153,7 @@ class Tokenbus:
         slots = SLOTS // self._workers
         await bus.workers(self.models["fast"], self._workers, slots=slots)
         await bus.workers(self.models["paced"], self._workers, slots=slots, step_ms=PACE_MS)
-        flags = ("--workers", str(self._port_sharers)) if self._port_sharers > 1 else ()
+        flags = ("--workers", str(self._gateway_workers)) if self._gateway_workers > 1 else ()
         urls = [await bus.gateway(*flags) for _ in range(self._gateways)]
         self.base_url = ",".join(urls)
         for url in urls:

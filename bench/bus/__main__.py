@@ -23,8 +23,9 @@ from bench.bus.results import Results, describe_machine
 from bench.bus.scaling import QUICK_SHAPES, SHAPES, measure_scaling
 from bench.bus.table import console, rows_table, scaling_table, targets_table, uneven_table
 from bench.bus.targets import targets
-from bench.bus.uneven import METHODS, measure_uneven
+from bench.bus.uneven import METHODS, UNEVEN_S, measure_uneven
 from bench.systems import SYSTEMS, System, Unavailable, create
+from bench.tokenbus import Tokenbus
 from shared import __version__
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
@@ -39,12 +40,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--only", type=_names(SYSTEMS), default=list(SYSTEMS), metavar="a,b", help=f"of {', '.join(SYSTEMS)}")
     add("--parts", type=_names(PARTS), default=list(PARTS), metavar="a,b", help=f"of {', '.join(PARTS)}")
     add("--rounds", type=int, help="of each point; medians are shown (3; --quick: 1)")
-    add("--seconds", type=float, help="of each load (2.5; --quick: 1.5)")
+    add("--seconds", type=float, help="of each load (2; --quick: 1.5)")
+    add("--gateways", type=int, default=1, help="of tokenbus; a port each, the clients take turns")
+    add("--gateway-workers", type=int, default=1, help="processes of each gateway, behind its one port")
+    add("--workers", type=int, default=1, help="of tokenbus, for each of its two models")
     add("--replot", type=Path, metavar="FILE.json", help="only show and draw again what a run has kept")
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (1.5 if options.quick else 2.5)
+    options.seconds = options.seconds or (1.5 if options.quick else 2.0)
     return options
+
+
+def _kept(options: argparse.Namespace) -> dict[str, int | float]:
+    return {name: value for name, value in vars(options).items() if isinstance(value, int | float)}
 
 
 def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
@@ -61,7 +69,7 @@ async def run(options: argparse.Namespace, results: Results, say: Say) -> None:
     _end_on_sigterm()
     async with AsyncExitStack() as stack:
         names = options.only if "matrix" in options.parts else []
-        systems = [system for name in names if (system := await _start(name, stack, results, say))]
+        systems = [system for name in names if (system := await _start(name, options, stack, results, say))]
         concurrencies = QUICK_CONCURRENCY if options.quick else CONCURRENCY
         matrix = Matrix(systems, seconds=options.seconds, rounds=options.rounds, say=say)
         await matrix.run(LOADS, concurrencies, results.points)
@@ -76,18 +84,20 @@ async def measure_ours(options: argparse.Namespace, results: Results, say: Say) 
         results.dispatch = await measure_dispatch(1000 if options.quick else 3000)
     if "scaling" in options.parts:
         for shape in QUICK_SHAPES if options.quick else SHAPES:
-            results.scaling.append(await measure_scaling(shape, options.seconds, 1 if options.quick else 2, say))
+            results.scaling.append(await measure_scaling(shape, options.seconds, 1, say))
     if "uneven" in options.parts:
         for method in METHODS:
-            results.uneven += await measure_uneven(method, 2 * options.seconds, options.rounds, say)
+            results.uneven += await measure_uneven(method, UNEVEN_S, 1 if options.quick else 2, say)
     if "memory" in options.parts:
         results.memory = await measure_memory(10_000 if options.quick else 100_000, say)
 
 
-async def _start(name: str, stack: AsyncExitStack, results: Results, say: Say) -> System | None:
+async def _start(
+    name: str, options: argparse.Namespace, stack: AsyncExitStack, results: Results, say: Say
+) -> System | None:
     say(f"starting {name}")
     try:
-        system = create(name)
+        system = _ours(options) if name == Tokenbus.name else create(name)
         stack.push_async_callback(system.stop)
         await system.start()
         results.versions[name] = getattr(system, "version", "") or __version__
@@ -96,6 +106,10 @@ async def _start(name: str, stack: AsyncExitStack, results: Results, say: Say) -
         print(f"{name} is not there: {error}", file=sys.stderr)
         return None
     return system
+
+
+def _ours(options: argparse.Namespace) -> Tokenbus:
+    return Tokenbus(gateways=options.gateways, gateway_workers=options.gateway_workers, workers=options.workers)
 
 
 def _end_on_sigterm() -> None:
@@ -118,6 +132,8 @@ def show(results: Results, base: Path) -> None:
     if results.uneven:
         out.print(uneven_table(results))
     out.print(targets_table(targets(results)))
+    for line in results.failures():
+        out.print(line, markup=False)
     for name, reason in results.unavailable.items():
         out.print(f"{name} is not there: {reason}", markup=False)
 
@@ -129,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # inherited; a gateway holds a socket per client
-    results = Results(options={"rounds": options.rounds, "seconds": options.seconds}, machine=describe_machine())
+    results = Results(options=_kept(options), machine=describe_machine())
     try:
         return _measure(options, results)
     finally:

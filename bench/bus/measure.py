@@ -13,7 +13,7 @@ from bench.usage import with_children
 
 WARMUP_S = 0.5
 PATIENCE_S = 12.0  # for who is slow to answer
-DRAIN_S = 20.0
+DRAIN_S = 10.0
 
 
 class LoadFailed(Exception):

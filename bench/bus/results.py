@@ -81,6 +81,19 @@ class Results:
             + ", ".join(f"{name} {version}" for name, version in self.versions.items())
         )
 
+    def failures(self) -> list[str]:
+        """A line for each kind of error of a load: how many in all rounds, and what the first one said."""
+        found: dict[tuple[str, str, int, str], tuple[int, str]] = {}
+        for point in self.points:
+            for kind, count in point.measured["errors"].items():
+                key = (point.system, point.load, point.concurrency, kind)
+                before, said = found.get(key, (0, point.measured["said"].get(kind, "")))
+                found[key] = (before + count, said)
+        return [
+            f"{system}, {load}, {concurrency} clients: {count} × {kind} {said}".rstrip()
+            for (system, load, concurrency, kind), (count, said) in found.items()
+        ]
+
     def rows(self) -> list[Row]:
         """In the order in which they were measured."""
         rounds: dict[tuple[str, int, str], list[Point]] = {}

@@ -2,29 +2,33 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from bench.bus.results import ROLES, Results, Row, Shares
 from bench.bus.targets import Target
 
-WIDE = 172  # where nobody looks on: a file or a pipe
+WIDE = 190  # columns; a narrower terminal breaks lines, which loses less than cells that are cut
 
 
 def console() -> Console:
     """On stdout."""
-    seen = Console()
-    return seen if seen.is_terminal else Console(width=WIDE)
+    return Console(width=max(WIDE, Console().width))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    table = Table(title="The bus: medians of the rounds; ms, µs of CPU, MB", title_justify="left", header_style="bold")
+    table = _table("The bus: medians of the rounds; ms, µs of CPU, MB")
     table.add_column("load", no_wrap=True)
-    table.add_column("clients", justify="right")
+    table.add_column("clients", justify="right", no_wrap=True)
     table.add_column("system", no_wrap=True)
-    for title in ("req/s", "tokens/s", "events/s", "first p50", "p99", "gap p99"):
-        table.add_column(title, justify="right")
-    for title in ("µs/token g+r+w", "µs/request g+r+w", "MB g+r+w", "errors"):
+    for title in ("req/s", "tok/s", "events/s", "first p50", "first p99", "gap p99"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("µs/token g+r+w", "µs/request g+r+w", "MB g+r+w", "err"):
         table.add_column(title, justify="right", no_wrap=True)
     for before, row in zip([None, *rows], rows, strict=False):
         if before and (before.load, before.concurrency) != (row.load, row.concurrency):
@@ -77,7 +81,7 @@ def _short(value: float) -> str:
 
 
 def targets_table(targets: Sequence[Target]) -> Table:
-    table = Table(title="What was aimed at", title_justify="left", header_style="bold")
+    table = _table("What was aimed at")
     table.add_column("work", max_width=64)
     table.add_column("target", no_wrap=True)
     table.add_column("measured", max_width=70)
@@ -90,7 +94,7 @@ def targets_table(targets: Sequence[Target]) -> Table:
 
 
 def scaling_table(results: Results) -> Table:
-    table = Table(title="Scaling: 128 clients, echo workers without a pace", title_justify="left", header_style="bold")
+    table = _table("Scaling: 128 clients, echo workers without a pace")
     for title in ("gateways", "workers", "req/s, one token", "cores g+r+w", "tokens/s, 64 each", "cores g+r+w"):
         table.add_column(title, justify="right")
     for row in results.scaling:
@@ -110,7 +114,7 @@ def _cores(cores: Shares) -> str:
 
 
 def uneven_table(results: Results) -> Table:
-    table = Table(title="Uneven workers: first content, ms", title_justify="left", header_style="bold")
+    table = _table("Uneven workers: first content, ms")
     table.add_column("dispatch")
     for title in ("load", "req/s", "even p50", "even p99", "uneven p50", "uneven p99", "p99 ratio"):
         table.add_column(title, justify="right")
