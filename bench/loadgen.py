@@ -46,10 +46,12 @@ class Connection(asyncio.Protocol):
 
     def ask(self, request: bytes, reply: Reply) -> asyncio.Future[None]:
         """Done when the reply is complete or the connection gone."""
-        assert self.transport is not None
         self._reply = reply
         self._over = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
+        if self.transport is not None:
+            self.transport.write(request)
+        else:  # the server hung up at once
+            self.connection_lost(None)
         return self._over
 
     def data_received(self, data: bytes) -> None:

@@ -1,11 +1,14 @@
 """The load generator's reading of replies: as they are cut by the network, coalesced by servers, and broken."""
 
+import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
 
-from bench.loadgen import parse, request_to
+from bench.loadgen import Load, parse, request_to
 from bench.reply import Reply
 from bench.report import CUT, Sample, Window, summarise
 from bench.usage import Meter
@@ -126,3 +129,50 @@ def test_a_request_asks_for_usage_and_closes_its_connection() -> None:
     assert request.startswith(b"POST /v1/chat/completions HTTP/1.1\r\nHost: h:1\r\n")
     assert b"Connection: close\r\n" in request
     assert b'"include_usage": true' in request
+
+
+async def served(handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], *flags: str) -> Load:
+    """The load that was put on a server which answers like this."""
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        load = Load(parse(["--base-url", f"http://127.0.0.1:{port}", "--model", "m", *flags]))
+        await load.run(Meter({}))
+    return load
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    await writer.wait_closed()
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Every request on the connection, until the client leaves."""
+    with suppress(asyncio.IncompleteReadError, ConnectionResetError):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            writer.write(HEAD + chunk(ROLE + TEXT) + chunk(USAGE + DONE) + LAST)
+    writer.close()
+
+
+async def test_a_server_that_hangs_up_is_counted_and_not_waited_for() -> None:
+    load = await served(hang_up, "--requests", "8", "--concurrency", "4", "--stream")
+    said = summarise(load.samples, load.refused, load.window)
+    assert (said["errors"], said["ended"]) == ({"premature_close": 8}, 0)
+
+
+@pytest.mark.parametrize("flags", [[], ["--keep-alive"], ["--rate", "2000"]])
+async def test_as_many_requests_are_made_as_were_asked_for(flags: list[str]) -> None:
+    load = await served(answer, "--requests", "30", "--concurrency", "3", "--stream", "--usage", *flags)
+    said = summarise(load.samples, load.refused, load.window)
+    assert (said["requests"], said["errors"], said["events"], said["tokens"]) == (30, {}, 30, 1920)
+
+
+async def test_what_is_open_long_after_the_end_is_cut_and_no_error() -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+        writer.close()
+
+    load = await served(say_nothing, "--seconds", "0.05", "--concurrency", "2", "--stream", "--drain", "0")
+    said = summarise(load.samples, load.refused, load.window)
+    assert (said["cut"], said["errors"], said["requests_per_s"]) == (2, {}, 0)
