@@ -26,4 +26,5 @@ LOADS = (ONE_TOKEN, UNLIMITED, PACED)
 CONCURRENCY = (1, 8, 32, 128, 256, 512, 1024)
 QUICK_CONCURRENCY = (1, 32, 128, 256, 1024)
 MOST = {"fastchat": 256, "litellm": 256}  # clients; beyond it they only queue
-HOPELESS_MS = 5000.0  # p50 of the first content above which a system gets neither more clients nor more rounds
+# p50 of the first content above which a system gets no second round of a point, and no more clients.
+SLOW_MS, HOPELESS_MS = 1000.0, 5000.0

@@ -1,8 +1,9 @@
 """Every load on every system, at each number of clients: one after the other within a point, so that noise hits all."""
 
+import math
 from collections.abc import Callable, Sequence
 
-from bench.bus.loads import HOPELESS_MS, MOST, Load
+from bench.bus.loads import HOPELESS_MS, MOST, SLOW_MS, Load
 from bench.bus.measure import measure
 from bench.bus.results import Point
 from bench.systems import System
@@ -30,7 +31,7 @@ class Matrix:
         for number in range(self._rounds):
             turn = number % max(1, len(contestants))
             for system in contestants[turn:] + contestants[:turn]:
-                if self._follows(system, load, concurrency):
+                if self._follows(system, load, concurrency) and not any(_is_slow(point, system) for point in points):
                     self._say(f"{load.name}, {concurrency} clients, round {number + 1}: {system.name}")
                     points.append(await self._round(system, load, concurrency, number))
         return sorted(points, key=lambda point: [system.name for system in contestants].index(point.system))
@@ -43,10 +44,20 @@ class Matrix:
             *(*load.flags, "--concurrency", str(concurrency)),
             seconds=self._seconds,
         )
-        first = measured["first_content"]["p50"]
-        if first is None or first > HOPELESS_MS:
+        point = Point(system.name, load.name, concurrency, number, measured)
+        if _first_content(point) > HOPELESS_MS:
             self._hopeless.add((system.name, load.name))
-        return Point(system.name, load.name, concurrency, number, measured)
+        return point
 
     def _follows(self, system: System, load: Load, concurrency: int) -> bool:
         return concurrency <= MOST.get(system.name, concurrency) and (system.name, load.name) not in self._hopeless
+
+
+def _first_content(point: Point) -> float:
+    first = point.measured["first_content"]["p50"]
+    return math.inf if first is None else float(first)
+
+
+def _is_slow(point: Point, system: System) -> bool:
+    """Its round was a long one, and told enough."""
+    return point.system == system.name and _first_content(point) > SLOW_MS
