@@ -87,7 +87,7 @@ async def measure_ours(options: argparse.Namespace, results: Results, say: Say) 
             results.scaling.append(await measure_scaling(shape, options.seconds, 1, say))
     if "uneven" in options.parts:
         for method in METHODS:
-            results.uneven += await measure_uneven(method, UNEVEN_S, 1 if options.quick else 2, say)
+            results.uneven += await measure_uneven(method, UNEVEN_S, options.rounds, say)
     if "memory" in options.parts:
         results.memory = await measure_memory(10_000 if options.quick else 100_000, say)
 
