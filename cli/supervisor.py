@@ -49,7 +49,8 @@ class Child:
         self.service = service
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
+    async def start(self) -> int:
+        """Returns the process's id: the tether becomes the command."""
         service = self.service
         tether = (sys.executable, "-P", "-m", "cli.tether", str(os.getpid()), str(int(service.orphan_signal)))
         with service.log.open("ab") as log:
@@ -64,6 +65,7 @@ class Child:
                 pass_fds=service.inherit,
                 start_new_session=True,
             )
+        return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
@@ -126,11 +128,12 @@ class Supervisor:
                 for child in leaving:
                     stopping.create_task(child.stop(), name=f"stop {child.service.name}")
 
-    async def start(self, service: Service) -> None:
+    async def start(self, service: Service) -> int:
+        """Returns the process's id."""
         service.log.unlink(missing_ok=True)
         child = Child(service)
         self._children.append(child)
-        await child.start()
+        return await child.start()
 
     async def until(self, ready: Callable[[], Awaitable[bool]]) -> None:
         """Returns once `ready` says so. Raises ChildFailed if a child ends first."""
