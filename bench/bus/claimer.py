@@ -28,9 +28,7 @@ async def claim(url: str, model: str, count: int) -> None:
             for entry, job in await queue.claim(model, WORKER, free=1, block_ms=BLOCK_MS):
                 claimed = time.monotonic_ns()
                 assert isinstance(job.payload, dict)
-                async with redis.pipeline(transaction=False) as pipe:
-                    settle(pipe, entry)
-                    await pipe.execute()
+                await redis.line.batch(settle([entry]))
                 print((claimed - job.payload["sent"]) / 1e6, flush=True)
                 count -= 1
     finally:

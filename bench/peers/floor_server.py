@@ -4,30 +4,30 @@ Server, routes, validation, answers and templates are the gateway's. Its tokens 
 """
 
 import argparse
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import cast
 
-import uvicorn
-from fastapi import FastAPI, Request
+import uvloop
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from bench.peers.steps import TOKEN, Steps
 from bench.systems import PACE_MS
-from gateway.__main__ import Server, listen
-from gateway.app import Gateway, create_app, read_body
+from gateway.app import Gateway
 from gateway.asked import Asked
-from gateway.connections import Door, that_fit
+from gateway.bodies import Body
+from gateway.endpoints import Submit
 from gateway.generate import Answer
 from gateway.hub import Hub
+from gateway.listener import listen
 from gateway.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from gateway.server import Server, configured
 from gateway.settings import GatewaySettings
 from shared.errors import ModelNotFound, UnsupportedModel
 from shared.messages import Job, Usage
 
-Body = TypeVar("Body", bound=BaseModel)
 DEFAULT_TOKENS = 16
 PROMPT_TOKENS = 1
 
@@ -91,7 +91,7 @@ class GatewayWithoutBus:
 
     def __init__(self, models: Iterable[str], request_timeout: float) -> None:
         self.generator = Producer(models)
-        self._request_timeout = request_timeout
+        self.request_timeout = request_timeout
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -103,37 +103,16 @@ class GatewayWithoutBus:
     def stop(self, grace: float) -> None:
         pass
 
-    async def take(
-        self, request: Request, schema: type[Body], submit: Callable[[Body, Asked], Awaitable[Answer]]
-    ) -> tuple[Body, Answer]:
-        asked: Asked = request.state.asked.within(self._request_timeout)
-        body = await read_body(request, schema)
-        return body, await submit(body, asked)
+    async def accept(self, submit: Submit[Body], body: Body, asked: Asked) -> Answer:
+        return await submit(body, asked)
 
 
 async def serve(port: int, models: list[str]) -> None:
     """With the gateway's own defaults."""
-    listener = listen("127.0.0.1", port)
-    settings = GatewaySettings.model_construct()
-    gateway: Any = GatewayWithoutBus(models, settings.request_timeout)
-    app = create_app(
-        cast(Gateway, gateway),
-        api_keys=[],
-        allowed_origins=settings.allowed_origins,
-        max_body_bytes=int(settings.max_body_mb * 2**20),
-        max_bodies_bytes=int(settings.max_bodies_mb * 2**20),
-    )
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        http=Door(that_fit(settings.max_connections)).connection,  # type: ignore[arg-type]
-        timeout_keep_alive=settings.keep_alive,
-        timeout_graceful_shutdown=1,
-    )
-    await Server(config, gateway, 0).serve(sockets=[listener])
+    (listener,) = listen("127.0.0.1", port)
+    settings = GatewaySettings.model_construct(drain_timeout=0)
+    gateway = cast(Gateway, GatewayWithoutBus(models, settings.request_timeout))
+    await Server(configured(gateway, settings), gateway, 0, lambda: None).serve(sockets=[listener])
 
 
 def main() -> None:
@@ -141,7 +120,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("models", nargs="+")
     given = parser.parse_args()
-    asyncio.run(serve(given.port, given.models))
+    uvloop.run(serve(given.port, given.models))
 
 
 if __name__ == "__main__":
