@@ -146,7 +146,7 @@ class Reply:
 
     def take(self, update: Update) -> None:
         self._write(update.text)
-        for vector in update.embeddings:
+        for vector in update.embeddings or ():
             self._write(f"{vector}\n")
         if update.usage is not None:
             self.finished = update

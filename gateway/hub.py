@@ -228,18 +228,19 @@ class Hub:
         except msgspec.MsgspecError as error:
             log.error("not a frame: %s", error)
             return
+        now = time.monotonic()
         for event in frame.events:
             try:
-                self._on_event(event)
+                self._on_event(event, now)
             except Exception:  # one job's trouble must not close the channel of all
                 log.exception("event of job %s", event.job)
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: Event, now: float) -> None:
         inflight = self._jobs.get(event.job)
-        if inflight is None or self._is_fenced(inflight, event):
+        if inflight is None or not inflight.is_heard(event.attempt, event.worker):
             self._fence(inflight, event)
             return
-        inflight.last_at = time.monotonic()
+        inflight.last_at = now
         if isinstance(event, Claimed):
             self._claimed(inflight, Entry(event.stream, event.entry))
             return
@@ -248,23 +249,14 @@ class Hub:
                 self.reissue(inflight, "gap", crashed=False)
             return
         inflight.next_seq += 1
-        match event:
-            case Delta():
-                self._delta(inflight, event)
-            case Finished():
-                self._finished(inflight, event)
-            case Failed():
-                self._failed(inflight, event)
-            case Released():
-                self.reissue(inflight, "released", crashed=False)
-
-    def _is_fenced(self, inflight: InFlight, event: Event) -> bool:
-        """Only the first claimer of the current attempt may speak."""
-        if event.attempt != inflight.job.attempt:
-            return True
-        if inflight.worker is None:
-            inflight.worker = event.worker
-        return event.worker != inflight.worker
+        if isinstance(event, Delta):
+            self._delta(inflight, event, now)
+        elif isinstance(event, Finished):
+            self._finished(inflight, event)
+        elif isinstance(event, Failed):
+            self._failed(inflight, event)
+        else:
+            self.reissue(inflight, "released", crashed=False)
 
     def _fence(self, inflight: InFlight | None, event: Event) -> None:
         """Whoever works on it is told to stop; an entry that nobody else knows of is taken away."""
@@ -282,9 +274,9 @@ class Hub:
         self._metrics.claimed(inflight)
         inflight.mark("claimed", worker=inflight.worker or "", attempt=inflight.job.attempt)
 
-    def _delta(self, inflight: InFlight, event: Delta) -> None:
+    def _delta(self, inflight: InFlight, event: Delta, now: float) -> None:
         if inflight.first_token_at is None:
-            inflight.first_token_at = time.monotonic()
+            inflight.first_token_at = now
             inflight.mark("first_token")
         elif inflight.next_seq == 1:
             inflight.mark("resumed")

@@ -4,6 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shared.errors import TokenbusError
 from shared.messages import FinishReason, Job, Milestone, Trace, Usage
 from shared.queue import Entry
@@ -16,13 +18,12 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-@dataclass(slots=True)
-class Update:
-    """What one choice has made since it was last looked at."""
+class Update(msgspec.Struct):
+    """What one choice has made since it was last looked at. A struct, since each token makes one."""
 
     index: int
     text: str = ""
-    embeddings: list[str] = field(default_factory=list)
+    embeddings: list[str] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
 
@@ -37,14 +38,21 @@ class Mailbox:
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def add(self, index: int, text: str, embeddings: list[str] | None) -> None:
-        update = self._update(index)
+    def add(self, index: int, text: str, embeddings: list[str] | None = None) -> None:
+        update = self._updates.get(index)
+        if update is None:
+            self._updates[index] = Update(index, text, embeddings)
+            self.wake()
+            return
         update.text += text
         if embeddings is not None:  # a second attempt makes all of them again
             update.embeddings = embeddings
 
     def finish(self, index: int, reason: FinishReason, usage: Usage) -> None:
-        update = self._update(index)
+        update = self._updates.get(index)
+        if update is None:
+            update = self._updates[index] = Update(index)
+            self.wake()
         update.finish_reason, update.usage = reason, usage
 
     def fail(self, error: TokenbusError) -> None:
@@ -64,13 +72,6 @@ class Mailbox:
         """Whoever waits in `get` looks again, and comes back with nothing if there is nothing."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _update(self, index: int) -> Update:
-        update = self._updates.get(index)
-        if update is None:
-            update = self._updates[index] = Update(index)
-            self.wake()
-        return update
 
     async def get(self) -> list[Update]:
         """What is new. Raises the request's error after its last update, or ClientGone."""
@@ -125,6 +126,14 @@ class InFlight:
     lost_workers: list[str] = field(default_factory=list)  # that failed while they had it
     milestones: list[Milestone] = field(default_factory=list)
     untold: bool = False  # there are milestones that Redis does not have
+
+    def is_heard(self, attempt: int, worker: str) -> bool:
+        """Only the first claimer of the current attempt may speak."""
+        if attempt != self.job.attempt:
+            return False
+        if self.worker is None:
+            self.worker = worker
+        return worker == self.worker
 
     @property
     def holder(self) -> str:
