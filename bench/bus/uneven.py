@@ -17,7 +17,7 @@ from shared.queue import DispatchMethod
 METHODS: tuple[DispatchMethod, ...] = ("pull", "shortest_queue", "lottery")
 WORKERS, SLOTS, TOKENS = 4, 8, 16
 STEP_MS, SLOW_STEP_MS = 10.0, 50.0  # shorter ones would measure the cores and not the dispatch
-SHARES = (0.5, 0.8)
+SHARES = (0.3, 0.5, 0.8)
 UNEVEN_S = 6.0  # a load: some 500 to 800 requests, of which a p99 needs many
 MODEL = "model"
 SETS = ("even", "uneven")  # a namespace each
