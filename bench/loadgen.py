@@ -159,7 +159,7 @@ class Load:
             if len(self._open) >= OPEN_LOOP_LIMIT:
                 self.refused["not_started"] += 1
                 continue
-            load.create_task(self._request(due, None), name="arrival")
+            load.create_task(self._request(min(due, now()), None), name="arrival")
 
     async def _request(self, started: float, connection: Connection | None) -> Connection | None:
         """Returns the connection if it can be used again."""

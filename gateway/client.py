@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 
 class Client:
-    """ASGI tells that a client left only to whoever waits for it, which takes a task per request; and uvicorn tells
-    only the last request of a pipeline. This tells all, at once."""
+    """ASGI tells that a client left only to whoever waits for it, which takes a task per request."""
 
     def __init__(self) -> None:
         self._has_left = False

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.client import Client
 from gateway.responses import error_parts
-from shared.errors import HeadTooLarge, TokenbusError, TooManyConnections
+from shared.errors import HeadTooLarge, InvalidRequest, TokenbusError, TooManyConnections
 from shared.logging import get_logger
 
 log = get_logger(__name__)
@@ -19,6 +19,7 @@ OTHER_FILES = 512  # besides clients' connections: Redis, logs, and those that a
 REFUSED_AT_ONCE = 256
 LARGEST_HEAD = 64 * 1024  # bytes of request line and headers
 STALLED_S = 120.0  # that a client may leave what it asked for unread
+PIPELINED = 16  # requests that may wait for their turn
 LINGER_S = 1.0  # closed at once, with the client's request unread, a connection would lose the answer
 
 
@@ -80,6 +81,7 @@ class Connection(HttpToolsProtocol):
         self._parsed = 0  # heads and messages that are complete
         self._cut_off: asyncio.TimerHandle | None = None
         self._client = Client()
+        self._answered: Any = None  # uvicorn's cycle of the request that is being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -93,6 +95,8 @@ class Connection(HttpToolsProtocol):
         self._door.refused.discard(self)
         self._unset_keepalive_if_required()
         self._keep()
+        if self._answered is not None:  # uvicorn tells only the last of a pipeline
+            self._answered.disconnected = True
         super().connection_lost(exc)
         self._client.leave()
 
@@ -129,10 +133,25 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._parsed += 1
         super().on_headers_complete()
+        self._read_on()
 
     def on_message_complete(self) -> None:
         self._parsed += 1
         super().on_message_complete()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """uvicorn pauses for a long body and for a pipeline, until somebody asks for more: meanwhile nobody would see
+        that the client leaves."""
+        if len(self.pipeline) < PIPELINED:
+            self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(InvalidRequest(msg))
 
     def on_response_complete(self) -> None:
         self._head_by = self.loop.time() + self.timeout_keep_alive
@@ -143,7 +162,9 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_at(self._head_by, self.timeout_keep_alive_handler)
 
     def _refuse(self, error: TokenbusError) -> None:
-        if len(self._door.refused) >= REFUSED_AT_ONCE:
+        """In the middle of an answer there is no saying it."""
+        is_answering = self._answered is not None and not self._answered.response_complete
+        if is_answering or len(self._door.refused) >= REFUSED_AT_ONCE:
             self.transport.abort()
             return
         self._unset_keepalive_if_required()

@@ -53,13 +53,13 @@ class Endpoint(Generic[Body]):
         held = HeldBody(self._bodies)
         try:
             reply = await self._accepted(scope, receive, held)
+            await reply.write(send, scope["state"]["client"])
         except TokenbusError as error:
             await send_error(send, error)
         except Exception:
-            log.exception("a request could not be accepted")
+            log.exception("a request failed")
+            # In the middle of a stream that is refused, and the server closes the connection.
             await send_error(send, TokenbusError("The server had an error while processing your request."))
-        else:
-            await reply.write(send, scope["state"]["client"])
         finally:
             held.release()
 
@@ -74,10 +74,15 @@ class Endpoint(Generic[Body]):
                 raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
                 body = parse(raw, self._schema)
                 asked.body, asked.size = hash(raw), len(raw)
-                return self._reply(body, await self._gateway.accept(self._submit, body, asked))
+                answer = await self._gateway.accept(self._submit, body, asked)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceeded(OVERDUE) from None
+            raise
+        try:
+            return self._reply(body, answer)
+        except BaseException:
+            answer.close()
             raise
 
     def route(self, path: str) -> APIRoute:

@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from shared.connection import BUS_ERRORS, Bus
+from shared.connection import BUS_ERRORS, Bus, is_passing
 from shared.keys import Keys
 from shared.line import Command
 from shared.logging import get_logger
@@ -92,7 +92,9 @@ class Errands:
         commands = [errand for errand in batch if not isinstance(errand, Entry)]
         try:
             # One refused errand (a group that is gone) must not keep the others from being sent.
-            await self._redis.line.replies([*commands, *settle(entries)])
+            for reply in await self._redis.line.replies([*commands, *settle(entries)]):
+                if isinstance(reply, Exception) and is_passing(reply):
+                    raise reply
         except BaseException:
             self._pending.extendleft(reversed(batch))
             raise

@@ -53,7 +53,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        head = {name: value for name, value in scope["headers"] if name in _LOOKED_AT}
+        head = {name: value for name, value in reversed(scope["headers"]) if name in _LOOKED_AT}  # the first counts
         asked = _asked(head)
         scope["state"]["asked"] = asked
         scope["state"]["head"] = head

@@ -1,6 +1,5 @@
 """Where a gateway listens, with one process or with several behind the one port."""
 
-import os
 import socket
 import sys
 
@@ -35,6 +34,6 @@ def _bound(host: str, port: int, *, reuse: bool = False) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse)
     except OSError as error:
-        raise StartupError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from None
+        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -185,7 +185,8 @@ class StreamReply(Reply):
             choices=answer.choices,
             include_usage=include_usage,
         )
-        self._is_silent = True  # since the last beat
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
 
     async def _write(self, send: Send) -> None:
         try:
@@ -194,8 +195,7 @@ class StreamReply(Reply):
             await send_error(send, error)
             return
         await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
-        loop = asyncio.get_running_loop()
-        self._beat(loop)
+        self._next_beat = self._loop.call_later(KEEP_ALIVE_S, self._beat)
         try:
             await self._events(updates, send)
         finally:
@@ -208,18 +208,19 @@ class StreamReply(Reply):
             while not answer.has_ended:
                 chunk += b"".join(map(template.update, updates)) if updates else KEEP_ALIVE
                 if chunk:  # there is none while text is held back
-                    self._is_silent = False
+                    self._sent_at = self._loop.time()
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                chunk, updates = b"", await answer.updates()
+                    chunk = b""
+                updates = await answer.updates()
         except TokenbusError as error:
             last = event(error.body())
         else:
             last = b"".join(map(template.update, updates)) + template.usage(answer.usage()) + DONE
         await send({"type": "http.response.body", "body": chunk + last})
 
-    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _beat(self) -> None:
         """Proxies and clients drop a connection that is silent for long, as one is in a long queue or prefill."""
-        if self._is_silent:
+        left = self._sent_at + KEEP_ALIVE_S - self._loop.time()
+        if left <= 0:
             self.answer.mailbox.wake()
-        self._is_silent = True
-        self._next_beat = loop.call_later(KEEP_ALIVE_S, self._beat, loop)
+        self._next_beat = self._loop.call_later(left if left > 0 else KEEP_ALIVE_S, self._beat)

@@ -28,6 +28,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # new connections of a place that is 
 STEADY_S = 10.0  # a child that lived so long is replaced at once
 OVERDUE_S = 15.0  # after the drain: a child that has not ended by then hangs
 CANNOT_START = 2  # exit code
+LONGEST_LINE = 2**20  # bytes that a child may say at once
 
 
 class Child:
@@ -66,6 +67,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             pass_fds=[self._orders.listener],
             process_group=0,
+            limit=LONGEST_LINE,
         )
         if self._told:  # while the process was being made
             process.terminate()
@@ -166,5 +168,6 @@ def _folder() -> TemporaryDirectory[str]:
 
 def how_it_ended(code: int) -> str:
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
+        named = -code in set(signal.Signals)
+        return f"was ended by {signal.Signals(-code).name if named else f'signal {-code}'}"
     return f"ended with exit code {code}"

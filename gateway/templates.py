@@ -26,8 +26,8 @@ class ChunkTemplate:
             "model": model,
         }
         self._end = b"}]" + (b',"usage":null' if include_usage else b"") + b"}\n\n"
-        envelope = b"data: " + orjson.dumps(self._envelope)[:-1] + b',"choices":[{"index":%d,'
-        self._heads = [envelope % index for index in range(choices)]
+        envelope = b"data: " + orjson.dumps(self._envelope)[:-1]
+        self._heads = [envelope + b',"choices":[{"index":%d,' % index for index in range(choices)]
         before = b'"delta":{"content":' if chat else b'"text":'
         self._before_text = [head + before for head in self._heads]
         self._after_text = (b"}" if chat else b"") + b',"logprobs":null,"finish_reason":null' + self._end

@@ -8,7 +8,14 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    MasterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
@@ -96,12 +103,12 @@ def describe(url: str) -> str:
     return url.rpartition("@")[2].removeprefix("redis://").removeprefix("rediss://")
 
 
-def _is_passing(error: BaseException) -> bool:
+def is_passing(error: BaseException) -> bool:
     """Redis is away or loading its data; a wrong password will not get better by waiting."""
     if isinstance(error, AuthenticationError | AuthorizationError):
         return False
-    if isinstance(error, ResponseError):
-        return str(error).startswith(("LOADING", "BUSY", "MASTERDOWN"))
+    if isinstance(error, ResponseError) and not isinstance(error, MasterDownError | ReadOnlyError):
+        return str(error).startswith("BUSY ")
     return isinstance(error, BUS_ERRORS)
 
 
@@ -114,7 +121,7 @@ async def wait_for_redis(client: Redis, url: str) -> None:
 
     try:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_is_passing),
+            retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(multiplier=0.5, min=0.1, max=5),
             before_sleep=say,
         ):

@@ -95,7 +95,9 @@ class Line:
         self._dial = dial
         self._within = answered_within  # s, else the link is taken for dead
         self._wire: Wire | None = None
-        self._dialling = asyncio.Lock()
+        self._dialling: asyncio.Task[Wire] | None = None
+        self._is_closed = False
+        self._heard_at = 0.0
         self._asked: deque[_Asked] = deque()
         self._watch: asyncio.TimerHandle | None = None
 
@@ -131,17 +133,37 @@ class Line:
         return await asked.future
 
     def close(self) -> None:
+        self._is_closed = True
+        if self._dialling is not None:
+            self._dialling.cancel()
         if self._wire is not None:
             self._wire.cut(ConnectionError("the connection to Redis was closed"))
 
     async def _connected(self) -> Wire:
-        async with self._dialling:
-            if self._wire is None:
-                self._wire = Wire(await self._dial(), self._receive, self._lose)
-            return self._wire
+        """Whoever asks meanwhile waits for the same dial, and is told the same if it fails."""
+        dialling = self._dialling
+        if dialling is None:
+            dialling = self._dialling = asyncio.create_task(self._connect(), name="dial")
+            dialling.add_done_callback(self._dialled)
+        await asyncio.wait({dialling})  # which is not cancelled with one of those who wait
+        if dialling.cancelled():
+            raise ConnectionError("the connection to Redis was closed")
+        return dialling.result()
+
+    async def _connect(self) -> Wire:
+        if self._is_closed:
+            raise ConnectionError("the connection to Redis was closed")
+        self._wire = Wire(await self._dial(), self._receive, self._lose)
+        return self._wire
+
+    def _dialled(self, dialling: "asyncio.Task[Wire]") -> None:
+        self._dialling = None
+        if not dialling.cancelled():
+            dialling.exception()  # those who waited have it; perhaps nobody does any more
 
     def _receive(self, reply: Any) -> None:
         asked = self._asked[0]
+        self._heard_at = asyncio.get_running_loop().time()
         asked.replies.append(reply)
         if len(asked.replies) == asked.count:
             self._asked.popleft()
@@ -156,12 +178,12 @@ class Line:
                 one.future.set_exception(why)
 
     def _look(self) -> None:
-        """One that was cut in silence would hold its askers for ever."""
+        """A link that was cut in silence would hold its askers for ever. One that is only slow still answers."""
         self._watch = None
         if not self._asked or self._wire is None:
             return
         loop = asyncio.get_running_loop()
-        left = self._asked[0].at + self._within - loop.time()
+        left = max(self._asked[0].at, self._heard_at) + self._within - loop.time()
         if left <= 0:
             self._wire.cut(TimeoutError("Redis did not answer"))
         else:

@@ -83,8 +83,9 @@ class JobQueue:
 
     async def put_aside(self, request: str, payloads: bytes) -> None:
         """What `set_aside` has made, where the workers look for it; before the first job, and again before a re-issue:
-        a Redis without persistence may have lost it. To be renewed, so that it goes with its gateway."""
-        await self._redis.line.ask("SET", self._keys.payload(request), payloads, "PX", PAYLOAD_TTL_MS, "NX")
+        a Redis without persistence may have lost it. To be renewed, so that it goes with its gateway. Not on the line,
+        where all would wait for its megabytes."""
+        await self._redis.set(self._keys.payload(request), payloads, px=PAYLOAD_TTL_MS, nx=True)
 
     async def reissue(self, old: Entry, job: Job) -> Entry:
         """The job's next attempt at the front class, in place of its old entry."""
@@ -132,12 +133,14 @@ class JobQueue:
         """Of the streams of a worker that is about to register."""
         await self._redis.line.run(self._groups, self.streams_of(model, worker), [GROUP, ""])
 
-    async def _restore_groups(self, model: str, worker: str) -> None:
-        """A Redis without persistence came back empty. Without a lease it is the worker that is gone from it: what it
-        made now nobody would clean up."""
+    async def _restore_groups(self, model: str, worker: str) -> bool:
+        """Whether any were made: a Redis without persistence came back empty. Without a lease it is the worker that is
+        gone from it: what it made now nobody would clean up."""
         streams, lease = self.streams_of(model, worker), self._keys.worker(model, worker)
-        if await self._redis.line.run(self._groups, streams, [GROUP, lease]):
+        made = bool(await self._redis.line.run(self._groups, streams, [GROUP, lease]))
+        if made:
             log.warning("the consumer groups of %s were gone", model)
+        return made
 
     async def claim(self, model: str, worker: str, free: int, block_ms: int, handicap_ms: int = 0) -> list[Claim]:
         """At most this worker's share of what waits; where nothing does, the first job to come within `block_ms`. With
@@ -153,14 +156,15 @@ class JobQueue:
                 [GROUP, worker, free, self._keys.worker(model, ""), handicap_ms],
             )
             if not rows and block_ms and handicap_ms:
-                await asyncio.sleep(min(handicap_ms / 2, block_ms, LOOK_AGAIN_MS) / 1000)
+                await asyncio.sleep(min(handicap_ms / 2, LOOK_AGAIN_MS) / 1000)
             elif not rows and block_ms:
                 rows = await self._read(worker, self.streams_of(model, worker), ">", count=1, block=block_ms)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            await self._restore_groups(model, worker)
-            return []
+            if not await self._restore_groups(model, worker):
+                return []
+            return await self.claimed_before(model, worker)  # of the streams whose group was there
         return await self._claims(rows)
 
     async def claimed_before(self, model: str, worker: str) -> list[Claim]:

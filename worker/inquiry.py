@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -26,19 +27,20 @@ class Inquiry:
         self._lease = keys.worker(model, worker)
 
     async def into(self, new: Sequence[RunningJob]) -> Findings:
-        """Of jobs that were just claimed; fetches their payloads where they lie aside."""
+        """Of jobs that were just claimed; fetches their payloads where they lie aside: not on the line, where all would
+        wait for their megabytes."""
         aside = sorted({one.job.request for one in new if isinstance(one.job.payload, int)})
         gateways = sorted({one.job.gateway for one in new})
+        found: list[Any] = [await self._redis.get(self._keys.payload(request)) for request in aside]
         *replies, has_lease = await self._redis.line.batch(
             [
                 *(("EXISTS", self._keys.cancelled(one.job.id)) for one in new),
-                *(("GET", self._keys.payload(request)) for request in aside),
                 *(("EXISTS", self._keys.gateway(gateway)) for gateway in gateways),
                 ("EXISTS", self._lease),
             ]
         )
-        cancelled, found = replies[: len(new)], replies[len(new) : len(new) + len(aside)]
-        living = {gateway for gateway, lives in zip(gateways, replies[len(new) + len(aside) :], strict=True) if lives}
+        cancelled = replies[: len(new)]
+        living = {gateway for gateway, lives in zip(gateways, replies[len(new) :], strict=True) if lives}
         void = {one.request_id for one, is_cancelled in zip(new, cancelled, strict=True) if is_cancelled}
         void |= _unpack(new, dict(zip(aside, found, strict=True)))
         orphans = {one.request_id for one in new if one.job.gateway not in living}

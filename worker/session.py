@@ -67,7 +67,7 @@ class Session:
         self._patience = Patience()
         self._patience.missed()  # a session may begin because Redis was away
         self._inquiry = Inquiry(redis, keys, self.model, self.id)
-        self._pace = Pace(redis, keys, self.model, self.id)
+        self._pace = Pace(redis, keys, self.model, self.id, engine.step_ms)
         self._outbox = Outbox(redis, keys, self._settled)
         self._lease = LeaseKeeper(redis_url, keys, self.info, self._healthy, self._lease_lost_in_thread)
         self._loop = asyncio.get_running_loop()
@@ -268,7 +268,6 @@ class Session:
             if running.ended:
                 self._free(running)
             changed.append(running)
-        self._pace.stepped(time.monotonic(), goes_on=bool(self._running))
         if changed:
             self._outbox.changed(*changed)
 

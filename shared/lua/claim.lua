@@ -23,7 +23,9 @@ local function is_due(stream)
     for i = 1, #row, 2 do of[row[i]] = row[i + 1] end
     if of['name'] == group then
       local oldest = redis.call('XRANGE', stream, '(' .. of['last-delivered-id'], '+', 'COUNT', 1)[1]
-      return oldest and now - tonumber(string.match(oldest[1], '%d+')) >= tonumber(ARGV[5])
+      if not oldest then return false end
+      local age = now - tonumber(string.match(oldest[1], '%d+'))
+      return age < 0 or age >= tonumber(ARGV[5])  -- a clock that was put back must not hold a job up
     end
   end
 end

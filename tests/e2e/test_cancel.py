@@ -55,6 +55,27 @@ async def _has_slots(stack: Stack, used: int) -> bool:
     return await slots_used(stack) == used
 
 
+@pytest.mark.parametrize("size", [70_000, 150_000, 400_000])
+async def test_one_with_a_long_body_too(stack: Stack, bus: redis.Redis, size: int) -> None:
+    await slow_stack(stack)
+    connection = await Connection.open(stack)
+    await connection.send(chat("a" * size + " b c", max_tokens=500), apart=True)
+    await wait_until(lambda: _has_slots(stack, 1), description="the job runs")
+    connection.reset()
+    await wait_until(lambda: entries(bus) == 0, description="the entry is settled", timeout=2)
+
+
+async def test_one_whose_next_request_waits_too(stack: Stack, bus: redis.Redis) -> None:
+    await slow_stack(stack)
+    connection = await Connection.open(stack)
+    await connection.send(chat("a b c", max_tokens=500))
+    await wait_until(lambda: _has_slots(stack, 1), description="the job runs")
+    await connection.send(chat("d e f"))
+    await asyncio.sleep(0.2)  # nothing tells that it was read
+    connection.reset()
+    await wait_until(lambda: entries(bus) == 0, description="the entry is settled", timeout=2)
+
+
 async def test_a_client_that_leaves_before_its_body_is_there_is_no_fault(stack: Stack) -> None:
     gateway = await stack.gateway()
     connection = await Connection.open(stack)

@@ -112,10 +112,14 @@ class Connection:
         address = urlsplit(stack.url)
         return cls(*await asyncio.open_connection(address.hostname, address.port))
 
-    async def send(self, body: Any, path: str = "/v1/chat/completions", head: str = "") -> None:
+    async def send(self, body: Any, path: str = "/v1/chat/completions", head: str = "", *, apart: bool = False) -> None:
+        """`apart`: the head first, then the body."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         lines = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}"
-        self.writer.write(f"{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        self.writer.write(f"{lines}Content-Length: {len(content)}\r\n\r\n".encode())
+        if apart:
+            await asyncio.sleep(0.05)
+        self.writer.write(content)
         await self.writer.drain()
 
     async def until(self, needle: bytes) -> bytes:

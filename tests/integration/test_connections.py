@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -74,6 +74,26 @@ async def test_a_head_without_end_is_refused(line: bytes) -> None:
         answer = await reader.read(1024)
     assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
     assert b'"code":"headers_too_large"' in answer
+
+
+async def test_garbage_is_refused_in_json() -> None:
+    async with serving(Endless()) as (reader, writer):
+        writer.write(b"what is this\r\n\r\n")
+        answer = await reader.read(1024)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b'"type":"invalid_request_error"' in answer
+
+
+async def test_garbage_behind_a_request_breaks_its_answer_off() -> None:
+    async with serving(Endless()) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"xxx")
+        writer.write(b"what is this\r\n\r\n")
+        read = b""
+        with suppress(ConnectionResetError):
+            while more := await reader.read(1 << 20):
+                read = (read + more)[-100_000:]
+    assert b"HTTP/1.1 400" not in read
 
 
 async def reads_all(scope: Any, receive: Any, send: Any) -> None:

@@ -7,6 +7,7 @@ from unittest.mock import ANY
 
 import msgspec
 import pytest
+from redis.exceptions import ReadOnlyError
 
 from gateway.asked import Asked
 from gateway.errands import Errands
@@ -348,6 +349,19 @@ async def test_errands_may_be_sent_by_two_at_once(bus: Bus) -> None:
         errands.cancel(make_job(f"r-{i}"))
     await asyncio.gather(errands.flush(), errands.flush())
     assert await bus.client.exists(*(bus.keys.cancelled(f"r-{i}") for i in range(3))) == 3
+
+
+async def test_errands_wait_while_redis_takes_nothing(bus: Bus) -> None:
+    errands = Errands(bus.client, bus.keys)
+    errands.cancel(make_job("r-0"))
+    await bus.client.execute_command("REPLICAOF", "127.0.0.1", "1")  # it is read-only until told otherwise
+    try:
+        with pytest.raises(ReadOnlyError):
+            await errands.flush()
+    finally:
+        await bus.client.execute_command("REPLICAOF", "NO", "ONE")
+    await errands.flush()
+    assert await bus.client.exists(bus.keys.cancelled("r-0"))
 
 
 async def test_a_job_is_buried_once_however_often_it_is_said(bus: Bus) -> None:

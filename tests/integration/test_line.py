@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -12,6 +13,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
 
 from shared import connection
 from shared.connection import BUS_ERRORS, Bus, Hearing, connect, listen
+from shared.line import Line
 from shared.queue import script
 from tests.conftest import BINARIES, RedisServer, wait_until
 from tests.link import Link
@@ -110,6 +112,32 @@ async def test_asking_is_refused_while_nobody_listens_there(tmp_path: Path) -> N
     assert await bus.line.ask("PING") == b"PONG"
     server.kill()
     await bus.aclose()
+
+
+async def test_all_who_ask_wait_for_one_dial_and_are_told_the_same() -> None:
+    dials = list[asyncio.Future[Any]]()
+
+    async def dial() -> Any:
+        dials.append(asyncio.get_running_loop().create_future())
+        return await dials[-1]
+
+    line = Line(dial, 10)
+    for error in ("first", "second"):
+        asked = [asyncio.ensure_future(line.ask("PING")) for _ in range(5)]
+        await wait_until(lambda n=error: len(dials) == 1 + (n == "second"), description="dialled")
+        asked.pop().cancel()  # the others wait on
+        await asyncio.sleep(0)
+        dials[-1].set_exception(ConnectionError(error))
+        for one in asked:
+            with pytest.raises(ConnectionError, match=error):
+                await one
+    asked = [asyncio.ensure_future(line.ask("PING")) for _ in range(2)]
+    await wait_until(lambda: len(dials) == 3, description="dialled")
+    line.close()
+    for one in (*asked, line.ask("PING")):
+        with pytest.raises(ConnectionError, match="closed"):
+            await one
+    assert len(dials) == 3
 
 
 @pytest.fixture

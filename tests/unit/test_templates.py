@@ -17,7 +17,7 @@ def parse(chunks: bytes) -> list[dict[str, Any]]:
 
 
 def template(*, chat: bool, include_usage: bool = False) -> ChunkTemplate:
-    return ChunkTemplate(chat=chat, id="x-1", created=5, model='a "b"', choices=2, include_usage=include_usage)
+    return ChunkTemplate(chat=chat, id="x-1", created=5, model='a "b" 50%d', choices=2, include_usage=include_usage)
 
 
 def test_a_chat_chunk_carries_its_text() -> None:
@@ -26,7 +26,7 @@ def test_a_chat_chunk_carries_its_text() -> None:
         "id": "x-1",
         "object": "chat.completion.chunk",
         "created": 5,
-        "model": 'a "b"',
+        "model": 'a "b" 50%d',
         "choices": [{"index": 1, "delta": {"content": 'say "ü"\n'}, "logprobs": None, "finish_reason": None}],
     }
 

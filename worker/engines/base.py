@@ -8,6 +8,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -85,6 +86,9 @@ class Engine(Protocol):
     def stalled_for(self) -> float:
         """Seconds since an engine with work to do last made progress; 0 when idle."""
 
+    def step_ms(self) -> float:
+        """What a quick one of the last steps took: how fast it can be, not how loaded it was. 0: not known."""
+
     async def stop(self) -> None: ...
 
 
@@ -116,13 +120,16 @@ class SteppedEngine:
     """Runs a Stepper: one thread prepares requests, one steps, the event loop gets one call per step."""
 
     STEPS_AHEAD = 8  # how far the step thread may run ahead of the event loop
-    TOGETHER_S = 0.001  # that a prepared request may wait for others
+    QUICK_OF = 256  # steps that tell how fast it can be
+    FORGOTTEN_S = 10.0  # after the last of them: load, and what it shares its machine with, may have changed
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._commands: queue.SimpleQueue[Callable[[], None] | object] = queue.SimpleQueue()
         self._to_prepare: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._ahead = threading.Semaphore(self.STEPS_AHEAD)
+        self._steps: deque[float] = deque(maxlen=self.QUICK_OF)  # in s
+        self._stepped_at = 0.0
         self._aborted: set[str] = set()  # aborted while being prepared; touched by the step thread only
         self._preparing: set[str] = set()  # added to by the event loop, before anything can be said of them
         self._moved_at: float | None = None  # None: idle
@@ -148,6 +155,12 @@ class SteppedEngine:
         moved_at = self._moved_at
         return 0.0 if moved_at is None else time.monotonic() - moved_at
 
+    def step_ms(self) -> float:
+        if time.monotonic() - self._stepped_at > self.FORGOTTEN_S:
+            self._steps.clear()
+        steps = sorted(list(self._steps))  # a copy first: the step thread goes on
+        return steps[len(steps) // 10] * 1000 if steps else 0.0
+
     async def stop(self) -> None:
         self._commands.put(_STOP)
         self._ahead.release()  # it may be waiting for a loop that no longer takes steps
@@ -155,17 +168,8 @@ class SteppedEngine:
         await asyncio.to_thread(self._thread.join, 10)
 
     def _prepare_all(self) -> None:
-        """What came while one was being prepared is handed over with it: the step thread wakes once for all of it."""
-        request = self._to_prepare.get()
-        while request is not None:
-            ready = [self._prepare(request)]
-            until = time.monotonic() + self.TOGETHER_S
-            while not self._to_prepare.empty() and time.monotonic() < until:
-                if (request := self._to_prepare.get()) is None:
-                    return
-                ready.append(self._prepare(request))
-            self._commands.put(partial(_each, ready))
-            request = self._to_prepare.get()
+        while (request := self._to_prepare.get()) is not None:
+            self._commands.put(self._prepare(request))
 
     def _prepare(self, request: EngineRequest) -> Callable[[], None]:
         """What is left to do for the step thread."""
@@ -173,7 +177,7 @@ class SteppedEngine:
             return partial(self._add, request.id, self._stepper.prepare(request))
         except TokenbusError as error:
             return partial(self._unprepared, request.id, error)
-        except Exception as error:
+        except BaseException as error:  # a panic in a tokenizer is no Exception, and this is the only such thread
             log.exception("request %s could not be prepared", request.id)
             failure = EngineFailed(f"The request could not be prepared: {error}")
             return partial(self._unprepared, request.id, failure)
@@ -201,6 +205,7 @@ class SteppedEngine:
 
     def _run(self) -> None:
         while self._obey():
+            started = time.monotonic()
             try:
                 outputs = self._stepper.step()
             except Exception as error:
@@ -211,7 +216,8 @@ class SteppedEngine:
                     Output(request_id, error=EngineFailed(f"The engine failed: {error}"))
                     for request_id in self._stepper.abort_all()
                 ]
-            self._moved_at = time.monotonic()
+            self._moved_at = self._stepped_at = time.monotonic()
+            self._steps.append(self._moved_at - started)
             if outputs:
                 self._hand_over(outputs)
 
@@ -240,8 +246,3 @@ class SteppedEngine:
     def _arrive(self, outputs: list[Output]) -> None:
         self._ahead.release()
         self._deliver(outputs)
-
-
-def _each(commands: list[Callable[[], None]]) -> None:
-    for command in commands:
-        command()
