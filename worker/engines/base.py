@@ -121,7 +121,7 @@ class SteppedEngine:
 
     STEPS_AHEAD = 8  # how far the step thread may run ahead of the event loop
     QUICK_OF = 256  # steps that tell how fast it can be
-    FORGOTTEN_S = 10.0  # after the last of them: load, and what it shares its machine with, may have changed
+    FORGOTTEN_S = 60.0  # after the last of them: load, and what it shares its machine with, may have changed
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
