@@ -44,6 +44,7 @@ class Wire(asyncio.Protocol):
             protocolError=InvalidResponse, replyError=dialled._parser.parse_error, notEnoughData=_NOTHING
         )
         self._why: Exception | None = None
+        self._is_lost = False
         self._unsent: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._transport.set_protocol(self)
@@ -58,7 +59,8 @@ class Wire(asyncio.Protocol):
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        self._transport.write(b"".join(unsent))
+        if not self._transport.is_closing():  # who waits for an answer is told by its end
+            self._transport.write(b"".join(unsent))
 
     def cut(self, why: Exception) -> None:
         """The end, at once and whatever is under way."""
@@ -74,6 +76,9 @@ class Wire(asyncio.Protocol):
             self.cut(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = True
         self._dialled._reader = self._dialled._writer = None  # else it warns that nobody closed it
         self._lost(self._why or ConnectionError(f"the connection to Redis was lost: {exc or 'closed by the server'}"))
 
@@ -124,6 +129,8 @@ class Line:
         if not packed:
             return []
         wire = self._wire or await self._connected()
+        if wire is not self._wire:  # lost again before this asker's turn
+            raise ConnectionError("the connection to Redis was lost")
         loop = asyncio.get_running_loop()
         asked = _Asked(len(packed), loop.time(), loop.create_future())
         self._asked.append(asked)

@@ -140,6 +140,21 @@ async def test_all_who_ask_wait_for_one_dial_and_are_told_the_same() -> None:
     assert len(dials) == 3
 
 
+async def test_a_connection_that_is_lost_before_the_askers_turn_answers_nobody_else(bus: Bus) -> None:
+    """Those who waited for the dial come to their turn after its loss."""
+    for _ in range(20):
+        asked = [asyncio.ensure_future(bus.line.ask("ECHO", f"old {number}")) for number in range(3)]
+        wire: Any = await wait_until(lambda: bus.line._wire, description="connected", every=0)
+        wire.cut(ConnectionError("cut"))
+        wire.connection_lost(None)
+        for one in asked:
+            with pytest.raises(ConnectionError):
+                await one
+        assert await bus.line.ask("ECHO", "new") == b"new"
+        bus.line._wire.cut(ConnectionError("cut"))
+        await wait_until(lambda: bus.line._wire is None, description="it is lost")
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(BINARIES["valkey"], tmp_path, "--save", "")
