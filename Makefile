@@ -39,8 +39,9 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at a time: most tests wait. A file stays together, since its tests share their servers.
 test: check
-	@exec $(BIN)/pytest
+	@exec $(BIN)/pytest -n 2 --dist loadfile
 
 chaos: $(VENV)/installed-dev
 	@exec $(BIN)/python -m tests.fault.chaos --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
