@@ -18,7 +18,7 @@ from gateway.hub import Hub
 from gateway.lease import GatewayLease
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
-from gateway.responses import error_response, json_response
+from gateway.replies import error_response, json_response
 from gateway.watch import Watch
 from registry.directory import Directory
 from registry.janitor import Janitor

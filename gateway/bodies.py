@@ -7,7 +7,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
 
-from gateway.schemas import Unsupported
+from gateway.schemas.base import Unsupported
 from shared.errors import BodyTooLarge, InvalidRequest, QueueFull, UnsupportedParameter
 
 Body = TypeVar("Body", bound=BaseModel)

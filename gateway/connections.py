@@ -9,7 +9,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.client import Client
-from gateway.responses import error_parts
+from gateway.replies import error_parts
 from shared.errors import HeadTooLarge, InvalidRequest, TokenbusError, TooManyConnections
 from shared.logging import get_logger
 

@@ -11,8 +11,10 @@ from starlette.types import Receive, Scope, Send
 from gateway.asked import OVERDUE, Asked
 from gateway.bodies import Bodies, Body, HeldBody, parse
 from gateway.generate import Answer, Generator
-from gateway.responses import EmbeddingReply, Reply, StreamReply, TextReply, send_error
-from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from gateway.replies import EmbeddingReply, Reply, StreamReply, TextReply, send_error
+from gateway.schemas.chat import ChatCompletionRequest
+from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.embedding import EmbeddingRequest
 from shared.errors import DeadlineExceeded, TokenbusError
 from shared.logging import get_logger
 

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.asked import RETRIES_HEADER, TIMEOUT_HEADER, Asked
-from gateway.responses import send_error
+from gateway.replies import send_error
 from shared.errors import InvalidApiKey
 
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})

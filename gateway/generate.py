@@ -9,7 +9,10 @@ from gateway.asked import Asked
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
 from gateway.memory import MemoryBrake
-from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
+from gateway.schemas.base import GenerationRequest
+from gateway.schemas.chat import ChatCompletionRequest
+from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.embedding import EmbeddingRequest
 from registry.directory import Directory
 from shared.errors import ContextLengthExceeded
 from shared.messages import EMBEDDING_INPUTS_PER_JOB, INLINE_PAYLOAD_BYTES, Job, Kind, SamplingParams, Usage
@@ -82,19 +85,23 @@ class Generator:
         self._default_max_tokens = default_max_tokens
 
     async def chat(self, body: ChatCompletionRequest, asked: Asked) -> Answer:
-        payload = {"messages": [message.for_template() for message in body.messages]}
-        sampling = _sampling(body, body.limit or self._default_max_tokens)
-        return await self._submit("chat", f"chatcmpl-{asked.hex}", body.model, [payload], sampling, asked, body.n or 1)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        sampling = _sampling(body, body.limit or self._default_max_tokens, logprobs)
+        id = f"chatcmpl-{asked.hex}"
+        return await self._submit("chat", id, body.model, [body.payload()], sampling, asked, body.n or 1)
 
     async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:
         payloads = [{"prompt": prompt} for prompt in body.prompts]
-        sampling = _sampling(body, body.limit)
-        return await self._submit("completion", f"cmpl-{asked.hex}", body.model, payloads, sampling, asked, body.n or 1)
+        chooses = body.candidates > (body.n or 1)  # the best, by their logprobs
+        sampling = _sampling(body, body.limit, 0 if chooses and body.logprobs is None else body.logprobs, body.echo)
+        id = f"cmpl-{asked.hex}"
+        return await self._submit("completion", id, body.model, payloads, sampling, asked, body.candidates)
 
     async def embedding(self, body: EmbeddingRequest, asked: Asked) -> Answer:
         inputs = body.inputs
         parts = [inputs[i : i + EMBEDDING_INPUTS_PER_JOB] for i in range(0, len(inputs), EMBEDDING_INPUTS_PER_JOB)]
-        payloads = [{"inputs": part} for part in parts]
+        dimensions = {} if body.dimensions is None else {"dimensions": body.dimensions}
+        payloads = [{"inputs": part, **dimensions} for part in parts]
         sampling = SamplingParams(seed=0)
         return await self._submit("embedding", f"embd-{asked.hex}", body.model, payloads, sampling, asked, 1)
 
@@ -148,7 +155,9 @@ def _check_lengths(payloads: Sequence[dict[str, Any]], most: int) -> None:
                 )
 
 
-def _sampling(body: GenerationRequest, max_tokens: int | None) -> SamplingParams:
+def _sampling(
+    body: GenerationRequest, max_tokens: int | None, logprobs: int | None, echo: bool | None = None
+) -> SamplingParams:
     def given(value: float | None, default: float) -> float:
         return default if value is None else value
 
@@ -163,4 +172,11 @@ def _sampling(body: GenerationRequest, max_tokens: int | None) -> SamplingParams
         presence_penalty=given(body.presence_penalty, 0.0),
         frequency_penalty=given(body.frequency_penalty, 0.0),
         repetition_penalty=given(body.repetition_penalty, 1.0),
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        logprobs=logprobs,
+        echo=bool(echo),
+        structured=body.structured,
     )

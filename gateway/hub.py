@@ -20,7 +20,7 @@ from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
-from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Resume, decode_frame
+from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, decode_frame
 from shared.queue import (
     BURIED_PAYLOAD_TTL_MS,
     PAYLOAD_TTL_MS,
@@ -280,15 +280,14 @@ class Hub:
             inflight.mark("first_token")
         elif inflight.next_seq == 1:
             inflight.mark("resumed")
-        inflight.token_ids += event.token_ids
-        inflight.chars += len(event.text)
-        inflight.mailbox.add(inflight.index, event.text, event.embeddings)
+        inflight.took(event)
+        inflight.mailbox.add(inflight.index, event)
 
     def _finished(self, inflight: InFlight, event: Finished) -> None:
         inflight.mark("finished", reason=event.reason, tokens=event.usage.completion_tokens)
         self._metrics.finished(inflight, event)
         self._close(inflight)  # settles too: the worker may die before it does
-        inflight.mailbox.finish(inflight.index, event.reason, event.usage)
+        inflight.mailbox.finish(inflight.index, event.reason, event.usage, event.stop)
 
     def _failed(self, inflight: InFlight, event: Failed) -> None:
         if event.retryable:
@@ -306,7 +305,7 @@ class Hub:
             return
         job = inflight.job
         log.info("job %s, attempt %d: %s", job.id, job.attempt, reason)
-        if inflight.chars and not inflight.token_ids:
+        if inflight.is_stuck:
             self.fail(inflight, WorkerLost("The worker was lost and its engine cannot continue a reply."))
             return
         if crashed:
@@ -345,7 +344,7 @@ class Hub:
             attempt=job.attempt + 1,
             crashes=job.crashes + crashed,
             job_class=CLASSES[0],
-            resume=Resume(list(inflight.token_ids), inflight.chars) if inflight.token_ids else None,
+            resume=inflight.resume,
         )
         inflight.worker, inflight.claimed_at = None, None
         inflight.next_seq, inflight.entry_missing, inflight.replaced = 0, False, True

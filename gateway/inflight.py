@@ -4,10 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-import msgspec
-
 from shared.errors import TokenbusError
-from shared.messages import FinishReason, Job, Milestone, Trace, Usage
+from shared.messages import Delta, FinishReason, Job, Milestone, Progress, Resume, Trace, Usage
 from shared.queue import Entry
 
 MOST_MILESTONES = 64  # of one job; those in the middle are dropped
@@ -18,13 +16,12 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Update(msgspec.Struct):
+class Update(Progress, kw_only=True):
     """What one choice has made since it was last looked at. A struct, since each token makes one."""
 
     index: int
-    text: str = ""
-    embeddings: list[str] | None = None
     finish_reason: FinishReason | None = None
+    stop: str | None = None  # the stop string that ended it
     usage: Usage | None = None
 
 
@@ -38,22 +35,19 @@ class Mailbox:
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def add(self, index: int, text: str, embeddings: list[str] | None = None) -> None:
-        update = self._updates.get(index)
-        if update is None:
-            self._updates[index] = Update(index, text, embeddings)
-            self.wake()
-            return
-        update.text += text
-        if embeddings is not None:  # a second attempt makes all of them again
-            update.embeddings = embeddings
+    def add(self, index: int, made: Progress | Delta) -> None:
+        self._of(index).add(made)
 
-    def finish(self, index: int, reason: FinishReason, usage: Usage) -> None:
+    def finish(self, index: int, reason: FinishReason, usage: Usage, stop: str | None = None) -> None:
+        update = self._of(index)
+        update.finish_reason, update.usage, update.stop = reason, usage, stop
+
+    def _of(self, index: int) -> Update:
         update = self._updates.get(index)
         if update is None:
-            update = self._updates[index] = Update(index)
+            update = self._updates[index] = Update(index=index)
             self.wake()
-        update.finish_reason, update.usage = reason, usage
+        return update
 
     def fail(self, error: TokenbusError) -> None:
         self._error = self._error or error
@@ -105,7 +99,8 @@ class Siblings:
 
 @dataclass(slots=True)
 class InFlight:
-    """One job that this gateway answers for. `token_ids` and `chars` are what a next attempt goes on from."""
+    """One job that this gateway answers for. `token_ids` and the counts of what was sent are what a
+    next attempt goes on from, see `resume`."""
 
     job: Job
     index: int
@@ -118,6 +113,9 @@ class InFlight:
     next_seq: int = 0
     token_ids: list[int] = field(default_factory=list)
     chars: int = 0
+    reasoning_chars: int = 0
+    calls: int = 0
+    arguments_chars: int = 0
     closed: bool = False
     entry_missing: bool = False  # seen at the last look, see Watch
     accepted_at: float = field(default_factory=time.monotonic)
@@ -149,6 +147,27 @@ class InFlight:
     def is_plain(self) -> bool:
         """It went as it should: nobody will ask why."""
         return self.job.attempt == 0 and bool(self.milestones) and self.milestones[-1].event == "finished"
+
+    def took(self, made: Delta) -> None:
+        """It has gone to the mailbox."""
+        self.token_ids += made.token_ids
+        self.chars += len(made.text)
+        self.reasoning_chars += len(made.reasoning)
+        for call in made.tool_calls:
+            self.calls += bool(call.name)
+            self.arguments_chars += len(call.arguments)
+
+    @property
+    def resume(self) -> Resume | None:
+        """What the next attempt is told; None if it begins anew."""
+        if not self.token_ids:
+            return None
+        return Resume(list(self.token_ids), self.chars, self.reasoning_chars, self.calls, self.arguments_chars)
+
+    @property
+    def is_stuck(self) -> bool:
+        """The client has something that no token ids tell of: nobody can go on from there."""
+        return not self.token_ids and bool(self.chars or self.reasoning_chars or self.calls)
 
     def mark(self, event: str, **details: str | int) -> None:
         """Note a milestone for `tokenbus explain`."""

@@ -19,7 +19,16 @@ INLINE_PAYLOAD_BYTES = 64 * 1024  # a larger payload lies once under Keys.payloa
 EMBEDDING_INPUTS_PER_JOB = 64
 
 FinishReason = Literal["stop", "length"]
-Kind = Literal["chat", "completion", "embedding"]
+Kind = Literal["chat", "completion", "embedding", "rerank", "tokenize", "detokenize"]
+GENERATION_KINDS = frozenset({"chat", "completion"})
+
+
+class Structured(msgspec.Struct, frozen=True):
+    """What the reply must look like. `value` by kind: a JSON schema (True: any JSON object), a regular expression over
+    the whole reply, the list of replies to choose from, or a grammar (EBNF as in GBNF, or Lark)."""
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    value: Any
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,21 +44,40 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}  # added to the logits of these token ids
+    min_tokens: int = 0  # before these are made, neither end-of-sequence nor a stop token is drawn
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None  # of each token, with so many alternatives
+    echo: bool = False  # the prompt comes first, with its logprobs if they are asked for
+    structured: Structured | None = None
 
 
-class Resume(msgspec.Struct, frozen=True):
-    """Where a sequence goes on: the completion's token ids so far, and how many characters its gateway has."""
+class Resume(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a sequence goes on: the completion's token ids so far, and what of it its gateway has: characters of text
+    and of reasoning, tool calls begun, and characters of their arguments."""
 
     token_ids: list[int]
     chars_sent: int
+    reasoning_sent: int = 0
+    calls_sent: int = 0
+    arguments_sent: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence (or up to 64 embedding inputs).
+    """One sequence (or up to 64 inputs to embed, or documents to rank).
 
-    payload  chat: {"messages": [{"role", "content", ...}]}
+    payload  chat: {"messages": [{"role", "content", ...}]}, and where they differ from the defaults
+                 "tools": [{"name", "description", "parameters", "strict"}]  (no tools: none may be called)
+                 "tool_choice": {"mode": "auto" | "required", "names": [str] | null}  (null: any of them)
+                 "parallel_tool_calls": false
+                 "template": {...}  (variables for the chat template), "reasoning_effort": str
+                 "continue_final_message": true, "add_generation_prompt": false
              completion: {"prompt": str | [int]}
-             embedding: {"inputs": [str | [int]]}
+             embedding: {"inputs": [str | [int]], "dimensions": int | null}
+             rerank: {"query": str, "documents": [str]}
+             tokenize: the payload of a chat or a completion, and "add_special_tokens": bool
+             detokenize: {"tokens": [int]}
              or an int: the index into the list under Keys.payload(request)
     deadline in ms since the epoch; attempt counts re-issues, crashes those of them that a worker's death caused.
     """
@@ -77,6 +105,82 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token that could be drawn. `bytes` only where they are not the UTF-8 of its text."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token that was drawn, or that the prompt has (None: its first). `top`: the most probable ones, best first."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int] | None = None
+    top: list[Logprob] = []
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of a reply's tool call number `index`. Its first has the name; the arguments of all of them together are
+    one JSON text."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+
+
+def add_calls(calls: list[ToolCallDelta], more: list[ToolCallDelta]) -> None:
+    """Appends in place; pieces of one call become one."""
+    for piece in more:
+        last = calls[-1] if calls else None
+        if last is not None and last.index == piece.index:
+            calls[-1] = ToolCallDelta(last.index, last.name + piece.name, last.arguments + piece.arguments)
+        else:
+            calls.append(piece)
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """What was made of one job, the fields being those of Delta, until it is passed on: then the next gathers."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob] = []
+    embeddings: list[str] | None = None
+    result: dict[str, Any] | None = None
+
+    def add(self, more: "Progress | Delta") -> None:
+        self.text += more.text
+        self.reasoning += more.reasoning
+        self.token_ids += more.token_ids
+        self.logprobs += more.logprobs
+        self.prompt_logprobs += more.prompt_logprobs
+        if more.tool_calls:
+            add_calls(self.tool_calls, more.tool_calls)
+        if more.embeddings is not None:  # a second attempt makes all of them again
+            self.embeddings = more.embeddings
+        if more.result is not None:
+            self.result = more.result
+
+    @property
+    def is_something(self) -> bool:
+        """What a gateway should hear of. Nothing else comes without text or a token."""
+        return bool(
+            self.text
+            or self.token_ids
+            or self.reasoning
+            or self.tool_calls
+            or self.prompt_logprobs
+            or self.embeddings is not None
+            or self.result is not None
+        )
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -93,20 +197,30 @@ class Claimed(_Event, frozen=True, kw_only=True, tag="claimed"):
 
 
 class Delta(_Event, frozen=True, kw_only=True, tag="delta"):
-    """Progress of one job in one step. `text` may lag behind `token_ids` (held back for a stop string or half a
-    character). `embeddings` are base64 of little-endian float32, one per input."""
+    """Progress of one job in one step. `text`, `reasoning` and `tool_calls` may lag behind `token_ids` (held back for
+    a stop string, a marker or half a character); `logprobs`, where asked for, has an entry for each of them. An echoed
+    prompt's logprobs come with the first token, or with the end. `embeddings` are base64 of little-endian float32, one
+    per input. `result`: of what is answered at once: rerank {"scores": [float]}, tokenize {"tokens": [int],
+    "token_strs": [str]}, detokenize {"prompt": str}."""
 
     seq: int
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] = []
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob] = []
     embeddings: list[str] | None = None
+    result: dict[str, Any] | None = None
 
 
 class Finished(_Event, frozen=True, kw_only=True, tag="finished"):
+    """`stop`: the stop string that ended it, if one did."""
+
     seq: int
     reason: FinishReason
     usage: Usage
+    stop: str | None = None
 
 
 class Failed(_Event, frozen=True, kw_only=True, tag="failed"):

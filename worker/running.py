@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from shared.errors import TokenbusError
-from shared.messages import Claimed, Delta, Event, Failed, Finished, FinishReason, Job, Released, Usage
+from shared.messages import Claimed, Delta, Event, Failed, Finished, FinishReason, Job, Progress, Released, Usage
 from shared.queue import Entry
 from worker.engines.base import Output
 
@@ -17,10 +17,8 @@ class RunningJob:
     worker: str
     claim_published: bool = False
     seq: int = 0
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    embeddings: list[str] | None = None
-    finished: tuple[FinishReason, Usage] | None = None
+    made: Progress = field(default_factory=Progress)
+    finished: tuple[FinishReason, Usage, str | None] | None = None
     error: TokenbusError | None = None
     released: bool = False
     request_id: str = field(init=False)  # the engine's name for this attempt: a later one may come back to this worker
@@ -33,14 +31,11 @@ class RunningJob:
         return self.finished is not None or self.error is not None or self.released
 
     def add(self, output: Output) -> None:
-        self.text += output.text
-        self.token_ids += output.token_ids
-        if output.embeddings is not None:
-            self.embeddings = output.embeddings
+        self.made.add(output)
         if output.error is not None:
             self.error = output.error
         elif output.finish_reason is not None and output.usage is not None:
-            self.finished = (output.finish_reason, output.usage)
+            self.finished = (output.finish_reason, output.usage, output.stop)
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call, with the next sequence numbers."""
@@ -50,27 +45,34 @@ class RunningJob:
             self.claim_published = True
             stream, entry, _ = self.entry
             events.append(Claimed(job=job, attempt=attempt, worker=worker, stream=stream, entry=entry))
-        if self.text or self.token_ids or self.embeddings is not None:
-            events.append(
-                Delta(
-                    job=job,
-                    attempt=attempt,
-                    worker=worker,
-                    seq=self._next(),
-                    text=self.text,
-                    token_ids=self.token_ids,
-                    embeddings=self.embeddings,
-                )
-            )
-            self.text, self.token_ids, self.embeddings = "", [], None
+        if self.made.is_something:
+            events.append(self._delta(self.made))
+            self.made = Progress()
         if self.ended:
             events.append(self._end(job, attempt, worker))
         return events
 
+    def _delta(self, made: Progress) -> Delta:
+        return Delta(
+            job=self.job.id,
+            attempt=self.job.attempt,
+            worker=self.worker,
+            seq=self._next(),
+            text=made.text,
+            reasoning=made.reasoning,
+            tool_calls=made.tool_calls,
+            token_ids=made.token_ids,
+            logprobs=made.logprobs,
+            prompt_logprobs=made.prompt_logprobs,
+            embeddings=made.embeddings,
+            result=made.result,
+        )
+
     def _end(self, job: str, attempt: int, worker: str) -> Event:
         if self.finished is not None:
-            reason, usage = self.finished
-            return Finished(job=job, attempt=attempt, worker=worker, seq=self._next(), reason=reason, usage=usage)
+            reason, usage, stop = self.finished
+            seq = self._next()
+            return Finished(job=job, attempt=attempt, worker=worker, seq=seq, reason=reason, usage=usage, stop=stop)
         if self.error is not None:
             return Failed(
                 job=job,

@@ -22,7 +22,9 @@ from gateway.endpoints import Submit
 from gateway.generate import Answer
 from gateway.hub import Hub
 from gateway.listener import listen
-from gateway.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from gateway.schemas.base import GenerationRequest
+from gateway.schemas.chat import ChatCompletionRequest
+from gateway.schemas.completion import CompletionRequest
 from gateway.server import Server, configured
 from gateway.settings import GatewaySettings
 from shared.errors import ModelNotFound, UnsupportedModel
@@ -45,7 +47,7 @@ class Sequence:
     def advance(self) -> bool:
         assert self.answer is not None
         mailbox = self.answer.mailbox
-        mailbox.add(self.index, TOKEN, None)
+        mailbox.add(self.index, Progress(text=TOKEN))
         self.made += 1
         if self.made < self.tokens:
             return True

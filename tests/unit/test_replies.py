@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from gateway import responses
+from gateway import replies
 from gateway.client import Client
 from gateway.generate import Answer
 from gateway.hub import Hub
-from gateway.responses import Reply, StreamReply, TextReply
+from gateway.replies import Reply, StreamReply, TextReply
 from shared.errors import WorkerLost
 from shared.messages import Job, SamplingParams, Usage
 from tests.conftest import wait_until
@@ -72,7 +72,7 @@ def a_stream(sent: Sent) -> StreamReply:
 async def test_an_error_in_mid_stream_repeats_nothing(sent: Sent) -> None:
     writing = sent.writing(a_stream(sent))
     for word in ("one", "two"):
-        sent.answer.mailbox.add(0, word)
+        sent.answer.mailbox.add(0, Progress(text=word))
         await turn()
     sent.answer.mailbox.fail(WorkerLost("lost"))
     await writing
@@ -82,7 +82,7 @@ async def test_an_error_in_mid_stream_repeats_nothing(sent: Sent) -> None:
 
 async def test_the_end_comes_with_the_last_text_in_one_message(sent: Sent) -> None:
     writing = sent.writing(a_stream(sent))
-    sent.answer.mailbox.add(0, "all")
+    sent.answer.mailbox.add(0, Progress(text="all"))
     sent.answer.mailbox.finish(0, "stop", Usage(1, 1))
     await writing
     start, rest = sent.messages
@@ -93,12 +93,12 @@ async def test_the_end_comes_with_the_last_text_in_one_message(sent: Sent) -> No
 
 
 async def test_a_silent_stream_is_kept_alive_and_a_busy_one_is_not(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr(replies, "KEEP_ALIVE_S", 0.2)
     writing = sent.writing(a_stream(sent))
     loop = asyncio.get_running_loop()
     until = loop.time() + 0.6
     while loop.time() < until:
-        sent.answer.mailbox.add(0, "x")
+        sent.answer.mailbox.add(0, Progress(text="x"))
         await asyncio.sleep(0.01)
     busy = sent.body.count(b": keep-alive")
     since = loop.time()
@@ -113,7 +113,7 @@ async def test_a_silent_stream_is_kept_alive_and_a_busy_one_is_not(sent: Sent, m
 async def test_a_client_that_leaves_ends_its_answer(sent: Sent, streaming: bool) -> None:
     reply = a_stream(sent) if streaming else TextReply(sent.answer, chat=True)
     writing = sent.writing(reply)
-    sent.answer.mailbox.add(0, "one")
+    sent.answer.mailbox.add(0, Progress(text="one"))
     await turn()
     sent.client.leave()
     await writing

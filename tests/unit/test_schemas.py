@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.schemas import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Unsupported
+from gateway.schemas.base import Unsupported
+from gateway.schemas.chat import ChatCompletionRequest
+from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.embedding import EmbeddingRequest
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -50,7 +50,7 @@ class OneStep:
 
     def step(self) -> list[Output]:
         time.sleep(self.step_s)
-        return [Output(id, finish_reason="stop", usage=Usage(1, 0)) for id in self.abort_all()]
+        return [Output(id=id, finish_reason="stop", usage=Usage(1, 0)) for id in self.abort_all()]
 
 
 class Driven:

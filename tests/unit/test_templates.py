@@ -21,7 +21,7 @@ def template(*, chat: bool, include_usage: bool = False) -> ChunkTemplate:
 
 
 def test_a_chat_chunk_carries_its_text() -> None:
-    (chunk,) = parse(template(chat=True).update(Update(1, 'say "ü"\n')))
+    (chunk,) = parse(template(chat=True).update(Update(index=1, text='say "ü"\n')))
     assert chunk == {
         "id": "x-1",
         "object": "chat.completion.chunk",
@@ -38,7 +38,7 @@ def test_the_first_chunk_of_a_choice_gives_the_role() -> None:
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_text_and_finish_are_two_chunks_in_that_order(chat: bool) -> None:
-    last = Update(0, "end", finish_reason="stop", usage=Usage(1, 1))
+    last = Update(index=0, text="end", finish_reason="stop", usage=Usage(1, 1))
     text, finish = parse(template(chat=chat).update(last))
     assert text["choices"][0]["finish_reason"] is None
     assert finish["choices"][0]["finish_reason"] == "stop"
@@ -46,7 +46,7 @@ def test_text_and_finish_are_two_chunks_in_that_order(chat: bool) -> None:
 
 
 def test_an_update_without_text_is_no_chunk() -> None:
-    assert template(chat=True).update(Update(0)) == b""
+    assert template(chat=True).update(Update(index=0)) == b""
 
 
 def test_usage_comes_last_and_only_when_asked_for() -> None:
@@ -56,5 +56,5 @@ def test_usage_comes_last_and_only_when_asked_for() -> None:
     (chunk,) = parse(asked.usage(usage))
     assert chunk["choices"] == []
     assert chunk["usage"] == usage
-    (text,) = parse(asked.update(Update(0, "a")))
+    (text,) = parse(asked.update(Update(index=0, text="a")))
     assert text["usage"] is None

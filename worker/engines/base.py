@@ -10,13 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from shared.errors import EngineFailed, TokenbusError
 from shared.logging import get_logger
-from shared.messages import FinishReason, Kind, Resume, SamplingParams, Usage
+from shared.messages import FinishReason, Kind, Progress, Resume, SamplingParams, Usage
 
 log = get_logger(__name__)
 
@@ -48,15 +48,13 @@ class EngineRequest:
     resume: Resume | None = None
 
 
-@dataclass(slots=True)
-class Output:
-    """What one step made for one request. Ends it if `finish_reason` (then with `usage`) or `error` is set."""
+class Output(Progress, kw_only=True):
+    """What one step made for one request. Ends it if `finish_reason` (then with `usage`, and the stop string if one
+    ended it) or `error` is set."""
 
     id: str
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    embeddings: list[str] | None = None
     finish_reason: FinishReason | None = None
+    stop: str | None = None
     usage: Usage | None = None
     error: TokenbusError | None = None
 
@@ -98,7 +96,8 @@ class Stepper(Protocol):
     def load(self) -> EngineInfo: ...
 
     def prepare(self, request: EngineRequest) -> Any:
-        """Tokenize and check, away from the step thread. Raises TokenbusError for what the client got wrong."""
+        """Tokenize and check, away from the step thread. An Output is the answer: there is nothing left to step.
+        Raises TokenbusError for what the client got wrong."""
 
     def add(self, prepared: Any) -> None: ...
 
@@ -191,10 +190,14 @@ class SteppedEngine:
 
     def _unprepared(self, request_id: str, error: TokenbusError) -> None:
         if not self._was_aborted(request_id):
-            self._hand_over([Output(request_id, error=error)])
+            self._hand_over([Output(id=request_id, error=error)])
 
     def _add(self, request_id: str, prepared: Any) -> None:
-        if not self._was_aborted(request_id):
+        if self._was_aborted(request_id):
+            return
+        if isinstance(prepared, Output):
+            self._hand_over([prepared])
+        else:
             self._stepper.add(prepared)
 
     def _abort(self, request_id: str) -> None:
@@ -213,7 +216,7 @@ class SteppedEngine:
                 # tried elsewhere, and the gateway counts the crash against them.
                 log.exception("engine step failed")
                 outputs = [
-                    Output(request_id, error=EngineFailed(f"The engine failed: {error}"))
+                    Output(id=request_id, error=EngineFailed(f"The engine failed: {error}"))
                     for request_id in self._stepper.abort_all()
                 ]
             self._moved_at = self._stepped_at = time.monotonic()

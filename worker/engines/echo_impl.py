@@ -129,7 +129,7 @@ class EchoStepper:
             self._next_step = max(self._next_step, now - self._interval) + self._interval
 
     def _advance(self, sequence: Sequence) -> Output:
-        output = Output(sequence.id, sequence.unsent)
+        output = Output(id=sequence.id, text=sequence.unsent)
         sequence.unsent = ""
         if sequence.finish_reason() is None:  # a resumed one may have nothing left to do
             token, text = sequence.next_token()

@@ -131,7 +131,7 @@ class EmbeddingStepper:
         return outputs
 
     def finish(self, batch: Batch) -> Output:
-        return Output(batch.id, embeddings=batch.done, finish_reason="stop", usage=batch.usage)
+        return Output(id=batch.id, embeddings=batch.done, finish_reason="stop", usage=batch.usage)
 
     @torch.inference_mode()
     def _embed(self, inputs: Sequence[list[int]]) -> list[str]:

@@ -124,10 +124,10 @@ class GenerationStepper:
             sequence.push(token_id)
             output = sequence.output([token_id])
         except EngineFailed as error:
-            output = Output(sequence.id, error=error)
+            output = Output(id=sequence.id, error=error)
         except Exception as error:  # of this sequence alone, unlike what goes wrong in the forward pass
             log.exception("request %s failed", sequence.id)
-            output = Output(sequence.id, error=EngineFailed(f"The engine failed: {error}"))
+            output = Output(id=sequence.id, error=EngineFailed(f"The engine failed: {error}"))
         if output.ends:
             self.finish(sequence)
         return output

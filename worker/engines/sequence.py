@@ -93,7 +93,7 @@ class Sequence:
         """What has come to light since the last call, with the new `token_ids`."""
         text, self._text = self._text, ""
         usage = None if self.finish_reason is None else Usage(self._prompt_tokens, self._completion_tokens)
-        return Output(self.id, text=text, token_ids=token_ids, finish_reason=self.finish_reason, usage=usage)
+        return Output(id=self.id, text=text, token_ids=token_ids, finish_reason=self.finish_reason, usage=usage)
 
     def draw(self, vocabulary: int, device: torch.device) -> Draw:
         """How to draw the next token."""

@@ -1,0 +1,151 @@
+"""What all requests share, and what those that generate do."""
+
+from typing import Annotated, Any, ClassVar, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from shared.messages import Structured
+
+MAX_CHOICES = 128
+MAX_INPUTS = 2048
+MAX_STOP_CHARS = 256
+MAX_BIASES = 1024
+
+# fail_fast, or a long list of wrong things makes an error of each, and holds the event loop until the lease is lost.
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[Stop], Field(max_length=32, fail_fast=True)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIdKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no other keys than strings
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+
+
+Refused = dict[str, tuple[Any, ...]]  # name -> values (besides null) that change nothing; any other is refused
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    refused: ClassVar[Refused] = {}
+
+    model: str = Field(min_length=1)
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_honoured(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            raise ValueError("the body must be a JSON object")
+        given = [name for name in cls.refused if name in body]
+        for name in given:
+            value = body[name]
+            if value is not None and not any(type(value) is type(ok) and value == ok for ok in cls.refused[name]):
+                raise Unsupported(name)
+        return {name: value for name, value in body.items() if name not in given} if given else body
+
+
+class Unsupported(Exception):
+    """A parameter that this server does not honour."""
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"'{param}' is not supported by this server.")
+        self.param = param
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's field: exactly one of them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    # "json" would hide a method of BaseModel
+    json_schema: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = Field(None, min_length=1)
+    choice: Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
+    grammar: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise ValueError("exactly one of 'json', 'json_object', 'regex', 'choice' and 'grammar' must be given")
+        return self
+
+    @field_validator("json_schema")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return orjson.loads(value)
+            except orjson.JSONDecodeError as error:
+                raise ValueError(f"it is a string, but not one that holds JSON: {error}") from None
+        return value
+
+    @property
+    def structured(self) -> Structured:
+        if self.regex is not None:
+            return Structured("regex", self.regex)
+        if self.choice is not None:
+            return Structured("choice", self.choice)
+        if self.grammar is not None:
+            return Structured("grammar", self.grammar)
+        return Structured("json", True if self.json_object else self.json_schema)
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # harmless: none is added
+
+
+class GenerationRequest(Request):
+    """The sampling side that chat and completions share. Ranges are OpenAI's."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)  # 0 and -1: off
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = None
+    stop: Stop | Stops | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # smaller ones make logits infinite
+    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' is only allowed with 'stream': true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def structured(self) -> Structured | None:
+        """What the reply must look like."""
+        return None if self.structured_outputs is None else self.structured_outputs.structured
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def as_list(value: Any) -> list[str | list[int]]:
+    """A string or one list of token ids is one input; a list of either is many."""
+    if isinstance(value, str) or isinstance(value[0], int):
+        return [value]
+    return list(value)

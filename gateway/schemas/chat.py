@@ -1,0 +1,269 @@
+"""POST /v1/chat/completions."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from gateway.schemas.base import GenerationRequest, Refused
+from shared.messages import Structured
+
+MAX_MESSAGES = 10_000
+MAX_PARTS = 1_000  # of one message
+MAX_TOOLS = 1_000
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class CalledFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[TextPart | RefusalPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, content: Any) -> Any:
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("text", "refusal"):
+                raise ValueError(f"content parts of type {kind!r} are not supported; this server takes text")
+        return content
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        said_otherwise = self.role == "assistant" and (self.tool_calls or self.refusal)
+        if self.content is None and not said_otherwise:
+            raise ValueError(f"a message of role '{self.role}' needs 'content'")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a message of role 'tool' needs 'tool_call_id'")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a message of role '{self.role}' cannot have 'tool_calls'")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it: content is one string."""
+        content = self.content
+        if isinstance(content, list):
+            content = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+        message: dict[str, Any] = {"role": self.role, "content": content or self.refusal or ""}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
+        return message
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(BaseModel):
+    """Of a function."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["function"]
+    function: Named
+
+
+class Allowed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, fail_fast=True)]
+
+
+class AllowedTools(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    # "schema" would hide a method of BaseModel
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class TextFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ChatCompletionRequest(GenerationRequest):
+    refused: ClassVar[Refused] = {
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "prediction": (),
+        "store": (False,),
+        "web_search_options": (),
+    }
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    # Hints that change no answer.
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    verbosity: str | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("'top_logprobs' is only allowed with 'logprobs': true")
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise ValueError("'response_format' and 'structured_outputs' cannot both be given")
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise ValueError("'continue_final_message' and 'add_generation_prompt' cannot both be true")
+            if self.messages[-1].role != "assistant":
+                raise ValueError("'continue_final_message' needs a last message of role 'assistant'")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_are_there(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("'tools': two functions have the same name")
+        if not names and self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("'tool_choice' needs 'tools' to choose from")
+        if unknown := set(self._chosen or ()) - set(names):
+            raise ValueError(f"'tool_choice' names {min(unknown)!r}, which is not among the 'tools'")
+        return self
+
+    @property
+    def _chosen(self) -> list[str] | None:
+        """The functions that may be called; None: any."""
+        if isinstance(self.tool_choice, NamedTool):
+            return [self.tool_choice.function.name]
+        if isinstance(self.tool_choice, AllowedTools):
+            return [tool.function.name for tool in self.tool_choice.allowed_tools.tools]
+        return None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def structured(self) -> Structured | None:
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return Structured("json", self.response_format.json_schema.json_schema)
+        if isinstance(self.response_format, JsonObjectFormat):
+            return Structured("json", True)
+        return super().structured
+
+    def payload(self) -> dict[str, Any]:
+        """The job's, see shared.messages.Job."""
+        payload: dict[str, Any] = {"messages": [message.for_template() for message in self.messages]}
+        if self.tools and self.tool_choice != "none":
+            payload["tools"] = [tool.function.model_dump(exclude_none=True) for tool in self.tools]
+            payload["tool_choice"] = {"mode": self._mode, "names": self._chosen}
+            if self.parallel_tool_calls is False:
+                payload["parallel_tool_calls"] = False
+        if self.chat_template_kwargs:
+            payload["template"] = self.chat_template_kwargs
+        if self.reasoning_effort is not None:
+            payload["reasoning_effort"] = self.reasoning_effort
+        if self.continue_final_message:
+            payload["continue_final_message"] = True
+        if self.add_generation_prompt is False:
+            payload["add_generation_prompt"] = False
+        return payload
+
+    @property
+    def _mode(self) -> Literal["auto", "required"]:
+        if isinstance(self.tool_choice, AllowedTools):
+            return self.tool_choice.allowed_tools.mode
+        return "required" if self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool) else "auto"
