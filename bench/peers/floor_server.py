@@ -28,7 +28,7 @@ from gateway.schemas.completion import CompletionRequest
 from gateway.server import Server, configured
 from gateway.settings import GatewaySettings
 from shared.errors import ModelNotFound, UnsupportedModel
-from shared.messages import Job, Usage
+from shared.messages import Job, Progress, Usage
 
 DEFAULT_TOKENS = 16
 PROMPT_TOKENS = 1

@@ -11,7 +11,7 @@ from gateway.generate import Answer
 from gateway.hub import Hub
 from gateway.replies import Reply, StreamReply, TextReply
 from shared.errors import WorkerLost
-from shared.messages import Job, SamplingParams, Usage
+from shared.messages import Job, Progress, SamplingParams, Usage
 from tests.conftest import wait_until
 
 
