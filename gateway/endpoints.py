@@ -10,11 +10,13 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.asked import OVERDUE, Asked
 from gateway.bodies import Bodies, Body, HeldBody, parse
+from gateway.chat_completions import ChatChunks, ChatReply
 from gateway.generate import Answer, Generator
-from gateway.replies import EmbeddingReply, Reply, StreamReply, TextReply, send_error
+from gateway.replies import EmbeddingReply, Reply, StreamReply, send_error
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.embedding import EmbeddingRequest
+from gateway.text_completions import CompletionChunks, CompletionReply
 from shared.errors import DeadlineExceeded, TokenbusError
 from shared.logging import get_logger
 
@@ -101,11 +103,18 @@ def generation_endpoints(gateway: Acceptance, bodies: Bodies) -> dict[str, Endpo
     """By path."""
     generator = gateway.generator
 
-    def text_reply(body: ChatCompletionRequest | CompletionRequest, answer: Answer) -> Reply:
-        chat = isinstance(body, ChatCompletionRequest)
+    def chat_reply(body: ChatCompletionRequest, answer: Answer) -> Reply:
         if body.stream:
-            return StreamReply(answer, chat=chat, include_usage=body.include_usage)
-        return TextReply(answer, chat=chat)
+            return StreamReply(answer, ChatChunks, include_usage=body.include_usage)
+        return ChatReply(answer, logprobs=bool(body.logprobs))
+
+    def completion_reply(body: CompletionRequest, answer: Answer) -> Reply:
+        if body.stream:
+            return StreamReply(answer, CompletionChunks, include_usage=body.include_usage)
+        returned = body.n or 1
+        return CompletionReply(
+            answer, candidates=body.candidates, returned=returned, logprobs=body.logprobs is not None
+        )
 
     def embeddings_reply(body: EmbeddingRequest, answer: Answer) -> Reply:
         return EmbeddingReply(answer, body.encoding_format or "float")
@@ -121,9 +130,11 @@ def generation_endpoints(gateway: Acceptance, bodies: Bodies) -> dict[str, Endpo
 
     return {
         "/v1/chat/completions": Endpoint(
-            gateway, bodies, ChatCompletionRequest, generator.chat, text_reply, chat_completions
+            gateway, bodies, ChatCompletionRequest, generator.chat, chat_reply, chat_completions
         ),
-        "/v1/completions": Endpoint(gateway, bodies, CompletionRequest, generator.completion, text_reply, completions),
+        "/v1/completions": Endpoint(
+            gateway, bodies, CompletionRequest, generator.completion, completion_reply, completions
+        ),
         "/v1/embeddings": Endpoint(
             gateway, bodies, EmbeddingRequest, generator.embedding, embeddings_reply, embeddings
         ),

@@ -63,11 +63,13 @@ class Answer:
         counted = [usage for index, usage in self._usages.items() if index % self._per_prompt == 0]
         prompt = sum(usage.prompt_tokens for usage in counted)
         completion = sum(usage.completion_tokens for usage in self._usages.values())
+        reasoning = sum(usage.reasoning_tokens for usage in self._usages.values())
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in counted)},
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 
 

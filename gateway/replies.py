@@ -102,37 +102,6 @@ class WholeReply(Reply):
     def result(self) -> dict[str, Any]: ...
 
 
-class TextReply(WholeReply):
-    """A chat completion or a text completion."""
-
-    def __init__(self, answer: Answer, *, chat: bool) -> None:
-        super().__init__(answer)
-        self._chat = chat
-        self._texts: list[list[str]] = [[] for _ in range(answer.choices)]
-        self._reasons: list[str | None] = [None] * answer.choices
-
-    def collect(self, update: Update) -> None:
-        self._texts[update.index].append(update.text)
-        self._reasons[update.index] = update.finish_reason or self._reasons[update.index]
-
-    def result(self) -> dict[str, Any]:
-        answer = self.answer
-        return {
-            "id": answer.id,
-            "object": "chat.completion" if self._chat else "text_completion",
-            "created": answer.created,
-            "model": answer.model,
-            "choices": [
-                {"index": index, **self._content("".join(texts)), "logprobs": None, "finish_reason": reason}
-                for index, (texts, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
-            ],
-            "usage": answer.usage(),
-        }
-
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
-
-
 class EmbeddingReply(WholeReply):
     """Embeddings in the order of their inputs; each job made a part of them."""
 
@@ -174,11 +143,9 @@ class StreamReply(Reply):
         (b"x-accel-buffering", b"no"),  # or nginx would hold the stream back
     )
 
-    def __init__(self, answer: Answer, *, chat: bool, include_usage: bool) -> None:
+    def __init__(self, answer: Answer, chunks: type[ChunkTemplate], *, include_usage: bool) -> None:
         super().__init__(answer)
-        self._chat = chat
-        self._template = ChunkTemplate(
-            chat=chat,
+        self._template = chunks(
             id=answer.id,
             created=answer.created,
             model=answer.model,
@@ -203,7 +170,7 @@ class StreamReply(Reply):
 
     async def _events(self, updates: list[Update], send: Send) -> None:
         answer, template = self.answer, self._template
-        chunk = b"".join(map(template.role, range(answer.choices))) if self._chat else b""
+        chunk = template.opening()
         try:
             while not answer.has_ended:
                 chunk += b"".join(map(template.update, updates)) if updates else KEEP_ALIVE

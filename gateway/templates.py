@@ -1,6 +1,8 @@
 """Server-sent events from byte templates: what is the same in all chunks of a choice is encoded once."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import orjson
 
@@ -14,42 +16,52 @@ def event(body: Any) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
-class ChunkTemplate:
-    """The chunks of one streamed answer. `chat` chooses between the shapes of chat and of completions."""
+class ChunkTemplate(ABC):
+    """The chunks of one streamed answer."""
 
-    def __init__(self, *, chat: bool, id: str, created: int, model: str, choices: int, include_usage: bool) -> None:
+    OBJECT: ClassVar[str]
+    BEFORE_TEXT: ClassVar[bytes]
+    AFTER_TEXT: ClassVar[bytes]
+    NO_TEXT: ClassVar[bytes]
+
+    def __init__(self, *, id: str, created: int, model: str, choices: int, include_usage: bool) -> None:
+        self._id = id
         self._include_usage = include_usage
-        self._envelope = {
-            "id": id,
-            "object": "chat.completion.chunk" if chat else "text_completion",
-            "created": created,
-            "model": model,
-        }
+        self._envelope = {"id": id, "object": self.OBJECT, "created": created, "model": model}
         self._end = b"}]" + (b',"usage":null' if include_usage else b"") + b"}\n\n"
         envelope = b"data: " + orjson.dumps(self._envelope)[:-1]
         self._heads = [envelope + b',"choices":[{"index":%d,' % index for index in range(choices)]
-        before = b'"delta":{"content":' if chat else b'"text":'
-        self._before_text = [head + before for head in self._heads]
-        self._after_text = (b"}" if chat else b"") + b',"logprobs":null,"finish_reason":null' + self._end
-        self._no_text = b'"delta":{}' if chat else b'"text":""'
+        self._before_text = [head + self.BEFORE_TEXT for head in self._heads]
+        self._after_text = self.AFTER_TEXT + b',"logprobs":null,"finish_reason":null' + self._end
 
-    def role(self, index: int) -> bytes:
-        """A chat choice's first chunk."""
-        delta = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        return self._heads[index] + delta + self._end
+    def opening(self) -> bytes:
+        """What comes before all else."""
+        return b""
 
     def update(self, update: Update) -> bytes:
-        """Text, if there is any, and the finish, if it is there."""
+        """All that is in it, and the finish, if it is there."""
         chunk = b""
-        if update.text:
+        if update.logprobs or update.reasoning or update.tool_calls or update.prompt_logprobs:
+            chunk = b"".join(self._chunk(update.index, parts) for parts in self._parts(update))
+        elif update.text:
             chunk = self._before_text[update.index] + orjson.dumps(update.text) + self._after_text
         if update.finish_reason is not None:
-            chunk += self._finish(update.index, update.finish_reason)
+            chunk += self._finish(update.index, self._reason(update))
         return chunk
+
+    @abstractmethod
+    def _parts(self, update: Update) -> Iterator[dict[str, Any]]:
+        """What is in an update besides text, as choices with the fields that they do not share with all others."""
+
+    def _reason(self, update: Update) -> str:
+        return update.finish_reason or ""
+
+    def _chunk(self, index: int, parts: dict[str, Any]) -> bytes:
+        return self._heads[index] + orjson.dumps(parts | {"finish_reason": None})[1:-1] + self._end
 
     def _finish(self, index: int, reason: str) -> bytes:
         finish = b',"logprobs":null,"finish_reason":"%s"' % reason.encode()
-        return self._heads[index] + self._no_text + finish + self._end
+        return self._heads[index] + self.NO_TEXT + finish + self._end
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The last chunk of a stream that asked for it."""

@@ -6,10 +6,11 @@ from typing import Any, cast
 import pytest
 
 from gateway import replies
+from gateway.chat_completions import ChatChunks, ChatReply
 from gateway.client import Client
 from gateway.generate import Answer
 from gateway.hub import Hub
-from gateway.replies import Reply, StreamReply, TextReply
+from gateway.replies import Reply, StreamReply
 from shared.errors import WorkerLost
 from shared.messages import Job, Progress, SamplingParams, Usage
 from tests.conftest import wait_until
@@ -66,7 +67,7 @@ async def turn() -> None:
 
 
 def a_stream(sent: Sent) -> StreamReply:
-    return StreamReply(sent.answer, chat=True, include_usage=False)
+    return StreamReply(sent.answer, ChatChunks, include_usage=False)
 
 
 async def test_an_error_in_mid_stream_repeats_nothing(sent: Sent) -> None:
@@ -111,7 +112,7 @@ async def test_a_silent_stream_is_kept_alive_and_a_busy_one_is_not(sent: Sent, m
 
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_a_client_that_leaves_ends_its_answer(sent: Sent, streaming: bool) -> None:
-    reply = a_stream(sent) if streaming else TextReply(sent.answer, chat=True)
+    reply = a_stream(sent) if streaming else ChatReply(sent.answer)
     writing = sent.writing(reply)
     sent.answer.mailbox.add(0, Progress(text="one"))
     await turn()

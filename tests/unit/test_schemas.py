@@ -9,24 +9,29 @@ from gateway.schemas.base import Unsupported
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.embedding import EmbeddingRequest
+from shared.messages import Structured
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("top_logprobs", 3),
-        ("logit_bias", {"1": 5}),
         ("store", True),
         ("modalities", ["text", "audio"]),
-        ("tool_choice", "required"),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("web_search_options", {}),
     ],
 )
-def test_what_is_not_honoured_yet_is_refused_by_name(field: str, value: Any) -> None:
+def test_what_is_not_honoured_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(Unsupported) as refusal:
         ChatCompletionRequest.model_validate(CHAT | {field: value})
     assert refusal.value.param == field
@@ -36,6 +41,8 @@ def test_what_is_not_honoured_yet_is_refused_by_name(field: str, value: Any) -> 
     ("field", "value"),
     [
         ("tools", None),
+        ("reasoning_effort", "none"),
+        ("logprobs", None),
         ("tools", []),
         ("response_format", {"type": "text"}),
         ("logprobs", False),
@@ -85,12 +92,112 @@ def test_what_changes_no_answer_is_accepted(field: str, value: Any) -> None:
         ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
         ("unheard_of", 1),
+        ("top_logprobs", 1),  # without logprobs
+        ("top_logprobs", 21),
+        ("top_logprobs", -1),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", {"one": 1}),
+        ("logit_bias", {"-1": 1}),
+        ("min_tokens", -1),
+        ("stop_token_ids", ["1"]),
+        ("response_format", {"type": "yaml"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": "y"}}),
+        ("structured_outputs", {}),
+        ("structured_outputs", {"regex": "a", "choice": ["b"]}),
+        ("structured_outputs", {"choice": []}),
+        ("structured_outputs", {"json": "{"}),
+        ("tools", [{"type": "function"}]),
+        ("tools", [{"type": "function", "function": {}}]),
+        ("tools", [{"type": "custom", "custom": {"name": "x"}}]),
+        ("tools", [{"type": "function", "function": {"name": "a b"}}]),
+        ("tool_choice", "required"),  # without tools
+        ("tool_choice", NAMED),
+        ("tool_choice", "maybe"),
+        ("reasoning_effort", "much"),
+        ("continue_final_message", True),  # the last message is the user's
+        ("messages", [{"role": "tool", "content": "4"}]),
+        ("messages", [{"role": "user", "content": "x", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}]),
+        ("messages", [{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}]),
         ("model", ""),
     ],
 )
 def test_what_is_wrong_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         ChatCompletionRequest.model_validate(CHAT | {field: value})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [TOOL, TOOL]},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        {
+            "continue_final_message": True,
+            "add_generation_prompt": True,
+            "messages": [{"role": "assistant", "content": "a"}],
+        },
+    ],
+)
+def test_what_contradicts_itself_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ChatCompletionRequest.model_validate(CHAT | fields)
+
+
+@pytest.mark.parametrize(
+    ("choice", "wire"),
+    [
+        (None, {"mode": "auto", "names": None}),
+        ("auto", {"mode": "auto", "names": None}),
+        ("required", {"mode": "required", "names": None}),
+        (NAMED, {"mode": "required", "names": ["f"]}),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+            {"mode": "auto", "names": ["f"]},
+        ),
+    ],
+)
+def test_every_choice_of_tools_is_a_mode_and_names_on_the_wire(choice: Any, wire: Any) -> None:
+    payload = ChatCompletionRequest.model_validate(CHAT | {"tools": [TOOL], "tool_choice": choice}).payload()
+    assert payload["tool_choice"] == wire
+    assert [tool["name"] for tool in payload["tools"]] == ["f"]
+
+
+def test_tools_that_must_not_be_called_do_not_reach_the_model() -> None:
+    payload = ChatCompletionRequest.model_validate(CHAT | {"tools": [TOOL], "tool_choice": "none"}).payload()
+    assert set(payload) == {"messages"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "structured"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Structured("json", True)),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+            Structured("json", SCHEMA),
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, Structured("json", SCHEMA)),
+        ({"structured_outputs": {"json": '{"type": "object"}'}}, Structured("json", {"type": "object"})),
+        ({"structured_outputs": {"json_object": True}}, Structured("json", True)),
+        ({"structured_outputs": {"regex": "a+"}}, Structured("regex", "a+")),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, Structured("choice", ["a", "b"])),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Structured("grammar", 'root ::= "a"')),
+    ],
+)
+def test_every_form_of_a_constraint_is_one_on_the_wire(fields: dict[str, Any], structured: Any) -> None:
+    assert ChatCompletionRequest.model_validate(CHAT | fields).structured == structured
+
+
+def test_the_best_replies_cannot_be_streamed_nor_be_fewer_than_asked_for() -> None:
+    asked = {"model": "m", "prompt": "a", "n": 2}
+    assert CompletionRequest.model_validate(asked | {"best_of": 3}).candidates == 3
+    for wrong in ({"best_of": 1}, {"best_of": 3, "stream": True}):
+        with pytest.raises(ValidationError):
+            CompletionRequest.model_validate(asked | wrong)
 
 
 def test_text_parts_become_one_string() -> None:
