@@ -264,8 +264,8 @@ WorkerState = Literal["ready", "draining"]
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of a worker's lease, rewritten at every renewal. `started` in s since the epoch; `step_ms` is what its
-    last steps took, 0 if it has not made any."""
+    """The value of a worker's lease, rewritten at every renewal. `started` in s since the epoch; `step_ms` is what a
+    quick one of its last steps took, 0 if it has not made any."""
 
     id: str
     model: str

@@ -27,11 +27,10 @@ class Inquiry:
         self._lease = keys.worker(model, worker)
 
     async def into(self, new: Sequence[RunningJob]) -> Findings:
-        """Of jobs that were just claimed; fetches their payloads where they lie aside: not on the line, where all would
-        wait for their megabytes."""
+        """Of jobs that were just claimed; fetches their payloads where they lie aside."""
         aside = sorted({one.job.request for one in new if isinstance(one.job.payload, int)})
         gateways = sorted({one.job.gateway for one in new})
-        found: list[Any] = [await self._redis.get(self._keys.payload(request)) for request in aside]
+        found = await self._fetch(aside)
         *replies, has_lease = await self._redis.line.batch(
             [
                 *(("EXISTS", self._keys.cancelled(one.job.id)) for one in new),
@@ -45,6 +44,15 @@ class Inquiry:
         void |= _unpack(new, dict(zip(aside, found, strict=True)))
         orphans = {one.request_id for one in new if one.job.gateway not in living}
         return Findings(bool(has_lease), void, orphans)
+
+    async def _fetch(self, requests: Sequence[str]) -> list[Any]:
+        """Their payloads, in one round trip; not on the line, where all would wait for their megabytes."""
+        if not requests:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for request in requests:
+                pipe.get(self._keys.payload(request))
+            return list(await pipe.execute())
 
     async def without_lease(self, gateways: Iterable[str]) -> set[str]:
         asked = list(gateways)
