@@ -14,7 +14,7 @@ from shared.messages import Drain, WorkerInfo, decode_control, encode
 from tests.conftest import wait_until
 from tests.e2e.wire import chat, cycle, stream
 from tests.fault.commands import Command, tokenbus
-from tests.integration.bus import subscribed
+from tests.integration.bus import make_info, subscribed
 from tests.processes import Process, Stack
 
 WORDS = "a b c d e f g"
@@ -114,10 +114,7 @@ async def test_one_that_does_not_leave_in_time_is_told_of_with_its_streams(stack
 
 async def played_worker(client: Any, keys: Keys) -> WorkerInfo:
     """A lease, and nobody behind it."""
-    info = WorkerInfo(
-        id="played-1", model="echo", names=["echo"], fingerprint="f", engine="echo", max_model_len=10, resumable=True,
-        state="ready", slots=1, running=0, tokens_per_s=0, version="0", started=0,
-    )  # fmt: skip
+    info = make_info("played-1", slots=1)
     await register(client, keys, info)
     await client.set(keys.worker("echo", info.id), encode(info), px=60_000)
     return info

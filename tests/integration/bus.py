@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.connection import Redis
 from shared.keys import Keys
-from shared.messages import Event, Job, SamplingParams, decode_frame
+from shared.messages import Event, Job, SamplingParams, WorkerInfo, decode_frame
 from worker.engines.echo_impl import create
 from worker.engines.options import EngineOptions
 from worker.session import Session
@@ -26,6 +26,25 @@ def make_job(id: str = "r-0", text: str = "a b c", *, max_tokens: int = 3, **fie
         "deadline": int((time.time() + 60) * 1000),
     }
     return Job(**(values | fields))
+
+
+def make_info(id: str = "host-w1", **fields: Any) -> WorkerInfo:
+    values: dict[str, Any] = {
+        "id": id,
+        "model": "echo",
+        "names": ["echo"],
+        "fingerprint": "f00d",
+        "engine": "echo",
+        "max_model_len": 100,
+        "resumable": True,
+        "state": "ready",
+        "slots": 4,
+        "running": 0,
+        "tokens_per_s": 0.0,
+        "version": "0",
+        "started": 0.0,
+    }
+    return WorkerInfo(**(values | fields))
 
 
 @asynccontextmanager

@@ -7,30 +7,15 @@ import pytest
 
 from shared.connection import connect
 from shared.keys import Keys
-from shared.messages import Claimed, Finished, WorkerInfo, encode
+from shared.messages import Claimed, Finished, encode
 from tests.conftest import wait_until
-from tests.integration.bus import echo_session, listening, make_job
+from tests.integration.bus import echo_session, listening, make_info, make_job
 from tests.integration.test_session import enqueue
 from worker.pace import Pace
 
 
 async def put_lease(client: Any, keys: Keys, id: str, step_ms: float, state: Any = "ready") -> None:
-    info = WorkerInfo(
-        id=id,
-        model="echo",
-        names=["echo"],
-        fingerprint="f",
-        engine="echo",
-        max_model_len=100,
-        resumable=True,
-        state=state,
-        slots=4,
-        running=0,
-        tokens_per_s=0,
-        version="0",
-        started=0,
-        step_ms=step_ms,
-    )
+    info = make_info(id, state=state, step_ms=step_ms)
     await client.set(keys.worker("echo", id), encode(info), px=60_000)
     await client.zadd(keys.workers("echo"), {id: 1})
 

@@ -8,10 +8,10 @@ import pytest
 
 from shared.errors import QueueFull
 from shared.keys import GROUP, Keys
-from shared.messages import WorkerInfo, encode
+from shared.messages import encode
 from shared.queue import Entry, JobQueue, set_aside, settle
 from tests.conftest import wait_until
-from tests.integration.bus import make_job
+from tests.integration.bus import make_info, make_job
 
 
 @pytest.fixture
@@ -20,21 +20,7 @@ async def queue(client: Any, keys: Keys) -> JobQueue:
 
 
 async def live_worker(client: Any, keys: Keys, queue: JobQueue, id: str, slots: int = 4) -> None:
-    info = WorkerInfo(
-        id=id,
-        model="echo",
-        names=["echo"],
-        fingerprint="f",
-        engine="echo",
-        max_model_len=100,
-        resumable=True,
-        state="ready",
-        slots=slots,
-        running=0,
-        tokens_per_s=0,
-        version="0",
-        started=0,
-    )
+    info = make_info(id, slots=slots)
     await queue.create_groups("echo", id)
     await client.set(keys.worker("echo", id), encode(info), px=60_000)
     await client.zadd(keys.workers("echo"), {id: 1})

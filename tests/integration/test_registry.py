@@ -16,23 +16,9 @@ from shared.keys import GROUP, Keys
 from shared.messages import WorkerInfo, decode_job, encode
 from shared.queue import JobQueue
 from tests.conftest import wait_until
-from tests.integration.bus import make_job
+from tests.integration.bus import make_info, make_job
 
-INFO = WorkerInfo(
-    id="host-w1",
-    model="echo",
-    names=["echo", "Parrot"],
-    fingerprint="f00d",
-    engine="echo",
-    max_model_len=100,
-    resumable=True,
-    state="ready",
-    slots=4,
-    running=1,
-    tokens_per_s=3.0,
-    version="0",
-    started=0,
-)
+INFO = make_info(names=["echo", "Parrot"], running=1)
 
 
 def other(**fields: Any) -> WorkerInfo:

@@ -2,17 +2,9 @@ import pytest
 
 from cli.drain import find
 from shared.errors import StartupError
-from shared.messages import WorkerInfo
+from tests.integration.bus import make_info
 
-
-def worker(id: str) -> WorkerInfo:
-    return WorkerInfo(
-        id=id, model="m", names=["m"], fingerprint="f", engine="echo", max_model_len=1, resumable=True, state="ready",
-        slots=1, running=0, tokens_per_s=0, version="0", started=0,
-    )  # fmt: skip
-
-
-ALIVE = [worker(id) for id in ("gpu-aaaa1111", "gpu-2-bbbb2222", "gpu-2-bbbb3333", "cpu-cccc4444")]
+ALIVE = [make_info(id) for id in ("gpu-aaaa1111", "gpu-2-bbbb2222", "gpu-2-bbbb3333", "cpu-cccc4444")]
 
 
 @pytest.mark.parametrize(
