@@ -63,10 +63,10 @@ class GenerationStepper:
         )
 
     def prepare(self, request: EngineRequest) -> Sequence:
-        prompt_ids = self._prompts.read(request)
+        prompt = self._prompts.read(request)
         if request.resume is not None:
             self._prompts.check_ids(request.resume.token_ids, "resume")
-        return Sequence(request, prompt_ids, self._limits, self._tokenizer)
+        return Sequence(request, prompt.ids, self._limits, self._tokenizer)
 
     def add(self, prepared: Sequence) -> None:
         self.waiting.append(prepared)

@@ -1,12 +1,42 @@
 """A request's payload as token ids. What is wrong with it is said as InvalidRequest."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
+from shared.grammar import constraint
+from shared.messages import Progress
 from worker.engines.base import EngineRequest
+
+
+class OutputParser(Protocol):
+    """Finds thoughts and tool calls in a reply's text. What it gives may lag behind, never run ahead."""
+
+    @property
+    def keep(self) -> frozenset[int]:
+        """Special tokens whose text it must see; that of all others is no part of the reply."""
+
+    @property
+    def is_reasoning(self) -> bool:
+        """The text pushed last was a thought."""
+
+    def push(self, text: str) -> Progress: ...
+
+    def finish(self) -> Progress:
+        """What was held back, when nothing more comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a sequence begins with, what reads its text (None: it is text alone), and the llguidance grammar that its
+    tokens must obey."""
+
+    ids: list[int]
+    parser: OutputParser | None = None
+    grammar: str | None = None
 
 
 class PromptReader:
@@ -26,7 +56,7 @@ class PromptReader:
         template = tokenizer.chat_template
         self._knows_developer = "developer" in (template if isinstance(template, str) else str(template or ""))
 
-    def read(self, request: EngineRequest) -> list[int]:
+    def read(self, request: EngineRequest) -> Prompt:
         if request.kind == "chat":
             ids = self._encode(self._render(request.payload), add_special_tokens=False)
         elif request.kind == "completion":
@@ -34,7 +64,8 @@ class PromptReader:
         else:
             raise UnsupportedModel("This model does not support embeddings.")
         self._check_length(len(ids), request.sampling.max_tokens)
-        return ids
+        structured = request.sampling.structured
+        return Prompt(ids, grammar=None if structured is None else constraint(structured))
 
     def check_ids(self, ids: list[int], param: str) -> None:
         for token_id in ids:
