@@ -1,22 +1,209 @@
-"""What a reply must look like, as the text of an llguidance grammar. No model and no tokenizer is needed for it."""
+"""What a reply must look like, as the text of an llguidance grammar. No model and no tokenizer is needed for it: the
+gateway checks here what the worker will compile.
 
+llguidance bounds itself (LIMITS) in all but three things, which are bounded here, since a client writes the grammar:
+  its length           it takes 128 Ki characters in less than a second, and some of it is quadratic
+  its recursion        5,000 rules or $refs, each leading to the next, overflow a thread's usual stack; in 128 Ki
+                       characters there is no chain that overflows STACK_BYTES
+  what intersects      two 'multipleOf', 30 patterns or two terminals of Lark that must hold of one value take
+                       minutes and gigabytes
+So the worst that is let in takes about a second and 100 MiB.
+"""
+
+import functools
 import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
+from shared.errors import InvalidRequest
 from shared.messages import Structured
 
+LONGEST = 128 * 1024  # characters
+STACK_BYTES = 512 * 1024 * 1024  # of addresses; what is not used costs no memory
+LARGEST_DIVISOR = 10_000  # of 'multipleOf': as many states
+MOST_PATTERNS = 10  # in a schema in which one value must match several
+# 2 kB a state; 2,000 items in a row are not enough for an object of 600 optional properties.
+LIMITS = LLParserLimits(max_lexer_states=50_000, max_items_in_row=10_000, verbose_errors=False)
 
-def constraint(structured: Structured) -> str:
-    """The grammar in llguidance's JSON form, unchecked."""
+# Between the parts of a JSON text: at most one space. Whatever more the grammar allowed, a small model can fill with
+# it the rest of its reply.
+WHITESPACE = {"whitespace_pattern": " ?", "item_separator": ",", "key_separator": ":", "lenient": False}
+# Keywords that say nothing of a value, and so intersect with nothing.
+ANNOTATIONS = frozenset(
+    "$comment $defs $id $schema default definitions deprecated description discriminator example examples nullable "
+    "readOnly title writeOnly".split()
+)
+LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//.*')  # of Lark: strings, regular expressions, comments
+SHARED_BY_ALL = ("allOf", "anyOf", "oneOf", "$ref")
+
+
+def constraint(structured: Structured, param: str | None = None) -> str:
+    """The grammar in llguidance's JSON form, unchecked but for its length. Raises InvalidRequest."""
+    try:
+        text = _text(structured)
+    except Exception as error:  # the converter of GBNF raises what it pleases
+        raise InvalidRequest(f"The grammar cannot be read: {_first_line(str(error))}", param=param) from error
+    _check_length(text, param)
+    return text
+
+
+def _text(structured: Structured) -> str:
+    value = structured.value
     match structured.kind:
         case "json":
-            schema = {"type": "object"} if structured.value is True else structured.value
-            return LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            return json.dumps({"grammars": [{"json_schema": json_schema({"type": "object"} if value is True else value)}]})
         case "regex":
-            return LLMatcher.grammar_from_regex(structured.value)
+            return LLMatcher.grammar_from_regex(value)
         case "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, structured.value)))
+            texts = (json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(value))
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
         case "grammar":
-            return LLMatcher.grammar_from_lark(any_to_lark(structured.value))
+            if len(value) > LONGEST:  # before it is converted, slowly
+                return str(value)
+            lark = any_to_lark(value)
+            if re.search("[&~]", LITERALS.sub("", lark)):
+                raise ValueError("'&' and '~' between terminals are not supported")
+            return LLMatcher.grammar_from_lark(lark)
+
+
+def json_schema(schema: Any) -> dict[str, Any]:
+    """The schema with our WHITESPACE in it, as it may stand after %json in a Lark grammar too."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    if not isinstance(schema, dict):
+        raise ValueError("a schema must be an object or a boolean")
+    return {**schema, "x-guidance": WHITESPACE}
+
+
+def check(grammar: str, param: str | None = None) -> None:
+    """Raises InvalidRequest, in one line, for a grammar that is wrong, that nothing satisfies, that asks for something
+    that would not be kept, or that is too large. Takes a millisecond, or at the worst about a second: then beside an
+    event loop. Special tokens in it are checked by `compiled` alone, with the model's own."""
+    matcher = compiled(grammar, _bytes_tokenizer(), param, special_tokens=False)
+    if matcher is not None:
+        matcher.compute_bitmask()  # finds what nothing satisfies
+        if matcher.is_error():
+            raise _refusal(matcher.get_error(), param)
+
+
+def compiled(
+    grammar: str, tokenizer: LLTokenizer, param: str | None = None, *, special_tokens: bool = True
+) -> LLMatcher | None:
+    """The grammar at its beginning. Raises InvalidRequest. None if it has special tokens that do not matter."""
+    _check_length(grammar, param)
+    for schema in _schemas(grammar):
+        _check_schema(schema, param)
+    matcher: LLMatcher = _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
+    if matcher.is_error():
+        if not special_tokens and "unknown special token" in matcher.get_error():
+            return None
+        raise _refusal(matcher.get_error(), param)
+    if warnings := matcher.get_grammar_warnings():
+        raise _refusal(warnings[0], param)
+    return matcher
+
+
+@functools.cache
+def _bytes_tokenizer() -> LLTokenizer:
+    return LLTokenizer("byte")
+
+
+def _deep(work: Callable[[], Any]) -> Any:
+    """Calls it in a thread with a stack that recursion does not overflow: that would end the process."""
+    results: list[Any] = []
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+        thread = threading.Thread(target=lambda: results.append(work()), name="grammar")
+        thread.start()
+    finally:
+        threading.stack_size(usual)
+    thread.join()
+    return results[0]
+
+
+def _check_length(text: str, param: str | None) -> None:
+    if len(text) > LONGEST:
+        raise InvalidRequest(f"The grammar is longer than {LONGEST} characters.", param=param)
+
+
+def _refusal(message: str, param: str | None) -> InvalidRequest:
+    return InvalidRequest(f"The grammar or schema cannot be used: {_first_line(message)}", param=param)
+
+
+def _first_line(message: str) -> str:
+    """What a message of several lines says: of a regular expression it is in the line that begins with 'error:'."""
+    reason = re.search(r"^error: (.+)$", message, re.MULTILINE)
+    return (reason[1] if reason else message.strip().partition("\n")[0])[:300]
+
+
+def _schemas(grammar: str) -> Iterator[Any]:
+    """The JSON schemas in a grammar, those within Lark included."""
+    try:
+        parts = json.loads(grammar)["grammars"] if grammar.startswith("{") else [{"lark_grammar": grammar}]
+    except (ValueError, RecursionError, KeyError) as error:
+        raise InvalidRequest(f"The grammar cannot be read: {error}") from error
+    for part in parts:
+        yield part.get("json_schema")
+        for place in re.finditer(r"%json\s*(?=\{)", part.get("lark_grammar") or ""):
+            try:
+                yield json.JSONDecoder().raw_decode(part["lark_grammar"], place.end())[0]
+            except (ValueError, RecursionError):  # in a comment, a string: llguidance says so if it matters
+                continue
+
+
+def _check_schema(schema: Any, param: str | None) -> None:
+    divisors, patterns, intersects = [1], 0, False
+    for node in _nodes(schema):
+        divisors.append(_divisor(node.get("multipleOf")))
+        patterns += isinstance(node.get("pattern"), str) + len(_pattern_properties(node))
+        intersects = intersects or _intersects(node)
+    largest = max(divisors)
+    if intersects:
+        largest = functools.reduce(lambda product, one: min(product * one, LARGEST_DIVISOR + 1), divisors)
+    if largest > LARGEST_DIVISOR:
+        raise _refusal(f"'multipleOf' is supported up to {LARGEST_DIVISOR} (all of them together, with allOf).", param)
+    if intersects and patterns > MOST_PATTERNS:
+        raise _refusal(f"more than {MOST_PATTERNS} patterns beside schemas that are combined (allOf, patternProperties).", param)
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    rest = [schema]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, dict):
+            yield node
+            rest += node.values()
+        elif isinstance(node, list):
+            rest += node
+
+
+def _pattern_properties(node: dict[str, Any]) -> dict[str, Any]:
+    patterns = node.get("patternProperties")
+    return patterns if isinstance(patterns, dict) else {}
+
+
+def _divisor(value: Any) -> int:
+    """The digits of a 'multipleOf', which make as many states; 1 for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        return 1
+    number = Decimal(repr(value)).normalize().as_tuple()
+    if not isinstance(number.exponent, int) or not -30 < number.exponent < 30:
+        return LARGEST_DIVISOR + 1
+    return int("".join(map(str, number.digits))) * 10 ** max(0, number.exponent)
+
+
+def _intersects(node: dict[str, Any]) -> bool:
+    """More than one schema must hold of one value, or must not of one name."""
+    if len(_pattern_properties(node)) > 1:
+        return True
+    combined = [key for key in SHARED_BY_ALL if key in node]
+    if not combined:
+        return False
+    several = isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1
+    return several or len(node.keys() - ANNOTATIONS - {"x-guidance"}) > 1
