@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.asked import Asked
+from gateway.grammars import Grammars
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
 from gateway.memory import MemoryBrake
@@ -85,8 +86,10 @@ class Generator:
         self._brake = brake
         self._directory = directory
         self._default_max_tokens = default_max_tokens
+        self._grammars = Grammars()
 
     async def chat(self, body: ChatCompletionRequest, asked: Asked) -> Answer:
+        await self._check_constraints(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         sampling = _sampling(body, body.limit or self._default_max_tokens, logprobs)
         id = f"chatcmpl-{asked.hex}"
@@ -94,10 +97,15 @@ class Generator:
 
     async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:
         payloads = [{"prompt": prompt} for prompt in body.prompts]
+        await self._check_constraints(body)
         chooses = body.candidates > (body.n or 1)  # the best, by their logprobs
         sampling = _sampling(body, body.limit, 0 if chooses and body.logprobs is None else body.logprobs, body.echo)
         id = f"cmpl-{asked.hex}"
         return await self._submit("completion", id, body.model, payloads, sampling, asked, body.candidates)
+
+    async def _check_constraints(self, body: GenerationRequest) -> None:
+        for structured, param in body.constraints():
+            await self._grammars.check(structured, param)
 
     async def embedding(self, body: EmbeddingRequest, asked: Asked) -> Answer:
         inputs = body.inputs

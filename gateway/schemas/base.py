@@ -1,5 +1,6 @@
 """What all requests share, and what those that generate do."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self
 
 import orjson
@@ -138,6 +139,11 @@ class GenerationRequest(Request):
     def structured(self) -> Structured | None:
         """What the reply must look like."""
         return None if self.structured_outputs is None else self.structured_outputs.structured
+
+    def constraints(self) -> Iterator[tuple[Structured, str]]:
+        """All that the reply may have to obey, each with the parameter that says so."""
+        if self.structured is not None:
+            yield self.structured, "structured_outputs"
 
     @property
     def include_usage(self) -> bool:

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -243,6 +244,13 @@ class ChatCompletionRequest(GenerationRequest):
         if isinstance(self.response_format, JsonObjectFormat):
             return Structured("json", True)
         return super().structured
+
+    def constraints(self) -> Iterator[tuple[Structured, str]]:
+        if self.structured is not None:
+            yield self.structured, "structured_outputs" if self.response_format is None else "response_format"
+        for tool in (self.tools or ()) if self.tool_choice != "none" else ():
+            if tool.function.parameters is not None and (self._mode == "required" or tool.function.strict):
+                yield Structured("json", tool.function.parameters), "tools"
 
     def payload(self) -> dict[str, Any]:
         """The job's, see shared.messages.Job."""
