@@ -25,6 +25,7 @@ class Answer:
         self.token_ids: list[int] = []
         self.texts: list[str] = []
         self.embeddings: list[str] | None = None
+        self.result: dict[str, Any] | None = None
         self.finish_reason: FinishReason | None = None
         self.usage: Usage | None = None
         self.error: TokenbusError | None = None
@@ -35,6 +36,7 @@ class Answer:
         self.texts.append(output.text)
         self.token_ids += output.token_ids
         self.embeddings = output.embeddings or self.embeddings
+        self.result = output.result or self.result
         self.finish_reason, self.usage, self.error = output.finish_reason, output.usage, output.error
 
     @property
@@ -72,7 +74,8 @@ class Stepping:
         request_id = next(self._names)
         if not isinstance(payload, dict):
             payload = {"prompt": payload}
-        kind = {"prompt": "completion", "messages": "chat", "inputs": "embedding"}[next(iter(payload))]
+        kinds = {"prompt": "completion", "messages": "chat", "inputs": "embedding", "query": "rerank"}
+        kind = kinds[next(iter(payload))]
         sampling = {"seed": 0, "temperature": 0.0, **sampling}
         request = EngineRequest(request_id, kind, payload, SamplingParams(**sampling), choice, resume)  # type: ignore[arg-type]
         self.stepper.add(self.stepper.prepare(request))

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel
 from shared.messages import EMBEDDING_INPUTS_PER_JOB, Usage
 from tests.engines.driving import Payload, SaveModel, Stepping
-from worker.engines.embedding import batches_of_similar_length
+from worker.engines.encoder import batches_of_similar_length
 
 Load = Callable[..., Stepping]
 TEXTS = ["the", "the quick brown fox", "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich", "0 1"]
@@ -99,6 +99,50 @@ def test_usage_counts_the_tokens_of_all_inputs(embedder: Stepping) -> None:
     assert answer.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("dimensions", [1, 5, 32])
+def test_fewer_dimensions_are_the_first_ones_made_of_unit_length_again(embedder: Stepping, dimensions: int) -> None:
+    whole = embed(embedder, *TEXTS)[:, :dimensions]
+    got = vectors(embedder.answer({"inputs": TEXTS, "dimensions": dimensions}).embeddings)
+    torch.testing.assert_close(got, whole / whole.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
+
+
+def test_more_dimensions_than_the_model_has_are_refused(embedder: Stepping) -> None:
+    with pytest.raises(InvalidRequest, match="have 32 dimensions") as caught:
+        embedder.submit({"inputs": TEXTS, "dimensions": 33})
+    assert caught.value.param == "dimensions"
+
+
+def test_a_model_that_names_its_sizes_is_cut_to_those_alone(save_model: SaveModel, load: Load) -> None:
+    embedder = load(save_model("bert", AutoModel, matryoshka_dimensions=[8, 16]))
+    assert vectors(embedder.answer({"inputs": TEXTS, "dimensions": 8}).embeddings).shape == (4, 8)
+    with pytest.raises(InvalidRequest, match="cut to 8, 16 dimensions"):
+        embedder.submit({"inputs": TEXTS, "dimensions": 9})
+
+
+def test_what_is_not_of_unit_length_whole_is_not_when_it_is_cut(save_model: SaveModel, load: Load) -> None:
+    path = save_model("bert", AutoModel)
+    as_sentence_transformer(path, {"pooling_mode_mean_tokens": True}, "Pooling")
+    embedder = load(path)
+    got = vectors(embedder.answer({"inputs": TEXTS, "dimensions": 3}).embeddings)
+    torch.testing.assert_close(got, embed(embedder, *TEXTS)[:, :3], atol=1e-5, rtol=0)
+
+
+def test_documents_are_ranked_by_their_likeness_to_the_query(embedder: Stepping) -> None:
+    answer = embedder.answer({"query": TEXTS[1], "documents": TEXTS})
+    made = embed(embedder, *TEXTS)
+    assert answer.result is not None
+    torch.testing.assert_close(torch.tensor(answer.result["scores"]), made @ made[1], atol=1e-5, rtol=0)
+    counted = embedder.answer({"inputs": [TEXTS[1], *TEXTS]}).usage
+    assert answer.usage == counted
+
+
+@pytest.mark.parametrize(("query", "documents", "param"), [("", ["x"], "query"), ("x", [""], "documents")])
+def test_an_empty_text_is_not_ranked(embedder: Stepping, query: str, documents: list[str], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        embedder.submit({"query": query, "documents": documents})
+    assert caught.value.param == param
+
+
 def test_an_abort_forgets_the_request(embedder: Stepping) -> None:
     request_id = embedder.submit({"inputs": TEXTS})
     embedder.abort(request_id)
@@ -172,7 +216,7 @@ def test_a_text_that_can_never_fit_is_not_even_tokenized(
     path = save_model("bert", AutoModel)
     as_sentence_transformer(path, {"pooling_mode_mean_tokens": True}, "Pooling")
     embedder = load(path)
-    monkeypatch.setattr(embedder.stepper._stepper, "_encoder", None)
+    monkeypatch.setattr(embedder.generation._reader, "_encoder", None)
     with pytest.raises(ContextLengthExceeded, match="maximum context length"):
         embedder.submit({"inputs": ["the " * 1_000_000]})
 

@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils.hub import cached_file
 
 from shared.errors import StartupError
@@ -50,8 +57,15 @@ class Checkpoint:
         with self._reading("config"):
             return AutoConfig.from_pretrained(self._source, **self._arguments)
 
-    def task(self) -> Literal["generation", "embedding"]:
+    def task(self) -> Literal["generation", "embedding", "rerank"]:
         architectures = getattr(self.config, "architectures", None) or []
+        if any(name.endswith("ForSequenceClassification") for name in architectures):
+            if self.config.num_labels == 1:
+                return "rerank"
+            raise StartupError(
+                f"{self._options.model_path} is a classifier with {self.config.num_labels} labels; only those with one "
+                "rank documents"
+            )
         if self.json("modules.json") is not None:
             return "embedding"
         if self._gguf_file or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
@@ -61,7 +75,7 @@ class Checkpoint:
             return "embedding"
         raise StartupError(
             f"{self._options.model_path} holds {', '.join(architectures) or self.config.model_type}, which is neither "
-            "a causal language model nor a text encoder"
+            "a causal language model nor a text encoder nor a reranker"
         )
 
     def json(self, name: str) -> Any:
@@ -96,6 +110,9 @@ class Checkpoint:
 
     def encoder(self) -> PreTrainedModel:
         return self._model(AutoModel)
+
+    def cross_encoder(self) -> PreTrainedModel:
+        return self._model(AutoModelForSequenceClassification)
 
     def _model(self, auto: Any) -> PreTrainedModel:
         with self._reading("weights"):

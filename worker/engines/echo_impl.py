@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel
-from shared.messages import FinishReason, Usage
+from shared.messages import GENERATION_KINDS, FinishReason, Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output, SteppedEngine
 from worker.engines.options import EngineOptions
 from worker.engines.text import StopMatcher
@@ -76,8 +76,8 @@ class EchoStepper:
         return EngineInfo("echo", fingerprint, self._max_model_len, self._slots, resumable=True)
 
     def prepare(self, request: EngineRequest) -> Sequence:
-        if request.kind == "embedding":
-            raise UnsupportedModel("The echo engine does not support embeddings.")
+        if request.kind not in GENERATION_KINDS:
+            raise UnsupportedModel(f"The echo engine does not support {request.kind} requests.")
         last, everything = _texts(request.payload)
         if self._crash_word and any(self._crash_word in text for text in everything):
             os._exit(134)  # as hard as a native library that aborts

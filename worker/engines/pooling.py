@@ -59,6 +59,13 @@ class Pooling:
             pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.sum(dim=1) - 1]
         return normalize(pooled, dim=-1) if self.normalise else pooled
 
+    def cut(self, vectors: Tensor, dimensions: int) -> Tensor:
+        """[texts, size] -> [texts, dimensions]: the first ones, of unit length again where the whole ones are. As
+        sentence-transformers' truncate_dim with normalize_embeddings, and for any model as there: only those that were
+        trained for it (Matryoshka) lose little."""
+        vectors = vectors[:, :dimensions]
+        return normalize(vectors, dim=-1) if self.normalise else vectors
+
 
 def _mode(config: dict[str, Any]) -> Mode:
     named = config.get("pooling_mode")  # newer files name it, older ones have a flag for each

@@ -1,10 +1,11 @@
-"""The transformers engine: generation and embeddings with plain torch and transformers modules.
+"""The transformers engine: generation, embeddings and reranking with plain torch and transformers modules.
 
-The kind of model at the path decides which stepper does the work (`generation.py` or `embedding.py`).
+The kind of model at the path decides which stepper does the work (`generation.py`, `embedding.py` or `rerank.py`).
 """
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from shared.errors import StartupError
@@ -31,14 +32,19 @@ class TransformersStepper:
             from worker.engines.embedding import EmbeddingStepper
             from worker.engines.generation import GenerationStepper
             from worker.engines.gguf_file import parsed_once
+            from worker.engines.rerank import RerankStepper
         except ImportError as error:
             raise StartupError(
                 f"the transformers engine needs torch and transformers (pip install 'tokenbus[transformers]'): {error}"
             ) from error
         with parsed_once():
             checkpoint = Checkpoint(self._options)
-            kind = GenerationStepper if checkpoint.task() == "generation" else EmbeddingStepper
-            self._stepper: Stepper = kind(checkpoint, self._options)
+            steppers: dict[str, Callable[[Checkpoint, EngineOptions], Stepper]] = {
+                "generation": GenerationStepper,
+                "embedding": EmbeddingStepper,
+                "rerank": RerankStepper,
+            }
+            self._stepper = steppers[checkpoint.task()](checkpoint, self._options)
             return self._stepper.load()
 
     def prepare(self, request: EngineRequest) -> Any:
