@@ -23,7 +23,7 @@ from shared.errors import StartupError
 from shared.keys import Keys
 from shared.messages import Trace, decode_trace
 
-KINDS = ("chatcmpl", "cmpl", "embd")  # what a reply's id begins with
+KINDS = ("chatcmpl-", "cmpl-", "embd-", "msg_", "rerank-", "tokenize-", "detokenize-")  # what a reply's id begins with
 PROBED = 128  # jobs of a request that are looked for where the first has aged already
 LATE_S = 0.7  # a gateway writes down what happens twice a second
 
@@ -59,8 +59,8 @@ async def find(redis: Redis, keys: Keys, id: str) -> list[Trace]:
         traces = await _look_up(redis, keys, id)
     if not traces:
         raise StartupError(
-            f"nothing is known of '{id}'. Ids are those of a reply (chatcmpl-..., cmpl-..., embd-...), of its jobs "
-            "(...-0), or an x-request-id; they are kept for 10 minutes after the end, under load for 30 s"
+            f"nothing is known of '{id}'. Ids are those of a reply (chatcmpl-..., cmpl-..., embd-..., msg_...), of its "
+            "jobs (...-0), or an x-request-id; they are kept for 10 minutes after the end, under load for 30 s"
         )
     return traces
 
@@ -81,7 +81,7 @@ async def _look_up(redis: Redis, keys: Keys, id: str) -> list[Trace]:
 def requests_meant(id: str, named: str | None) -> list[str]:
     """Ids of replies: the gateway's own x-request-id has the hex of all of them, a client's own was written down."""
     made = re.fullmatch(r"req-([0-9a-f]{32})", id)
-    guesses = [f"{kind}-{made[1]}" for kind in KINDS] if made else [id]
+    guesses = [f"{kind}{made[1]}" for kind in KINDS] if made else [id]
     return [*([named] if named else []), *guesses]
 
 

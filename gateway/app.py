@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, errors in OpenAI's shape, and the tasks that live as long as it does."""
+"""The FastAPI application: routes, errors in their shape, and the tasks that live as long as it does."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 
+from gateway.anthropic.endpoints import message_endpoints
 from gateway.asked import Asked
 from gateway.bodies import Bodies, Body
 from gateway.endpoints import generation_endpoints
@@ -18,7 +19,9 @@ from gateway.hub import Hub
 from gateway.lease import GatewayLease
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
+from gateway.refusals import refusal
 from gateway.replies import error_response, json_response
+from gateway.results import result_endpoints
 from gateway.watch import Watch
 from registry.directory import Directory
 from registry.janitor import Janitor
@@ -155,7 +158,12 @@ def create_app(
         redirect_slashes=False,  # a redirect would drop the body
         exception_handlers={TokenbusError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
     )
-    endpoints = generation_endpoints(gateway, Bodies(max_body_bytes, max_bodies_bytes))
+    bodies = Bodies(max_body_bytes, max_bodies_bytes)
+    endpoints = {
+        **generation_endpoints(gateway, bodies),
+        **result_endpoints(gateway, bodies),
+        **message_endpoints(gateway, bodies),
+    }
     _add_health(app, gateway)
     _add_models(app, gateway)
     for path, endpoint in endpoints.items():
@@ -210,21 +218,21 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         return json_response(describe(name, snapshot.names[name]))
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TokenbusError)
-    return error_response(error)
+    return refusal(request, error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        response = error_response(MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
+        response = refusal(request, MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
         response.headers.update(error.headers or {})
         return response
     if error.status_code == 404:
-        return error_response(NotFound(f"There is no {request.url.path}."))
-    return error_response(InvalidRequest(str(error.detail)))
+        return refusal(request, NotFound(f"There is no {request.url.path}."))
+    return refusal(request, InvalidRequest(str(error.detail)))
 
 
-async def _on_fault(_: Request, error: Exception) -> Response:
-    return error_response(TokenbusError("The server had an error while processing your request."))
+async def _on_fault(request: Request, error: Exception) -> Response:
+    return refusal(request, TokenbusError("The server had an error while processing your request."))

@@ -28,6 +28,10 @@ class Asked:
     size: int = 0  # of the body, in bytes
 
     @property
+    def request_id(self) -> str:
+        return self.own_id or f"req-{self.hex}"
+
+    @property
     def known_by(self) -> int | None:
         """By which a retry is recognised."""
         return None if self.first_try else self.body

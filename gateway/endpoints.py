@@ -12,7 +12,8 @@ from gateway.asked import OVERDUE, Asked
 from gateway.bodies import Bodies, Body, HeldBody, parse
 from gateway.chat_completions import ChatChunks, ChatReply
 from gateway.generate import Answer, Generator
-from gateway.replies import EmbeddingReply, Reply, StreamReply, send_error
+from gateway.refusals import refuse
+from gateway.replies import EmbeddingReply, Reply, StreamReply
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.embedding import EmbeddingRequest
@@ -35,7 +36,7 @@ class Acceptance(Protocol):
 
 
 class Endpoint(Generic[Body]):
-    """Whatever goes wrong is answered in OpenAI's shape."""
+    """Whatever goes wrong is answered in the shape of the path's errors."""
 
     def __init__(
         self,
@@ -59,11 +60,11 @@ class Endpoint(Generic[Body]):
             reply = await self._accepted(scope, receive, held)
             await reply.write(send, scope["state"]["client"])
         except TokenbusError as error:
-            await send_error(send, error)
+            await refuse(scope, send, error)
         except Exception:
             log.exception("a request failed")
             # In the middle of a stream that is refused, and the server closes the connection.
-            await send_error(send, TokenbusError("The server had an error while processing your request."))
+            await refuse(scope, send, TokenbusError("The server had an error while processing your request."))
         finally:
             held.release()
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.anthropic.errors import speaks_anthropic
 from gateway.asked import RETRIES_HEADER, TIMEOUT_HEADER, Asked
-from gateway.replies import send_error
+from gateway.refusals import refuse
 from shared.errors import InvalidApiKey
 
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
@@ -21,6 +22,7 @@ _LOOKED_AT = frozenset(
         "content-length",
         "origin",
         "traceparent",
+        "x-api-key",
         "x-request-id",
         RETRIES_HEADER,
         TIMEOUT_HEADER,
@@ -32,8 +34,8 @@ Head = Mapping[bytes, bytes]
 
 
 class Front:
-    """Gives each request its id, and x-request-id in every answer: the client's own, if it sent a sound one. Bearer
-    keys are asked for on every route but health."""
+    """Gives each request its id, and x-request-id in every answer: the client's own, if it sent a sound one. A key, as
+    Bearer or x-api-key, is asked for on every route but health."""
 
     def __init__(
         self, app: ASGIApp, endpoints: Mapping[str, ASGIApp], *, api_keys: Sequence[str], allowed_origins: Sequence[str]
@@ -46,7 +48,7 @@ class Front:
             allow_origins=allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+            expose_headers=["x-request-id", "request-id", "retry-after", "retry-after-ms"],
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,11 +59,14 @@ class Front:
         asked = _asked(head)
         scope["state"]["asked"] = asked
         scope["state"]["head"] = head
-        request_id = (b"x-request-id", (asked.own_id or f"req-{asked.hex}").encode())
+        request_id = asked.request_id.encode()
+        told = [(b"x-request-id", request_id)]
+        if speaks_anthropic(scope["path"]):
+            told.append((b"request-id", request_id))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), request_id]
+                message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
         if b"origin" in head or scope["path"] not in self._endpoints:
@@ -72,18 +77,20 @@ class Front:
     async def _past_key(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if self._keys and path not in OPEN_PATHS and not self._has_key(scope["state"]["head"]):
-            await send_error(send, InvalidApiKey("Incorrect API key provided. Send it as 'Authorization: Bearer KEY'."))
+            why = "Incorrect API key provided. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+            await refuse(scope, send, InvalidApiKey(why))
         elif scope["method"] == "POST" and (endpoint := self._endpoints.get(path)):
             await endpoint(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     def _has_key(self, head: Head) -> bool:
-        scheme, _, key = head.get(b"authorization", b"").partition(b" ")
-        key = key.strip()
+        scheme, _, bearer = head.get(b"authorization", b"").partition(b" ")
+        given = [head.get(b"x-api-key", b"").strip()]
+        if scheme.lower() == b"bearer":
+            given.append(bearer.strip())
         # All are compared, so that the time tells nothing of which one was near.
-        matches = [hmac.compare_digest(key, known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any([hmac.compare_digest(key, known) for key in given for known in self._keys])
 
 
 def _asked(head: Head) -> Asked:

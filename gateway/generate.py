@@ -22,9 +22,12 @@ from shared.messages import EMBEDDING_INPUTS_PER_JOB, INLINE_PAYLOAD_BYTES, Job,
 class Answer:
     """One accepted request: its jobs, and the mailbox that their progress comes to. `close` it whatever happens."""
 
-    def __init__(self, hub: Hub, id: str, model: str, jobs: Sequence[Job], choices_per_prompt: int) -> None:
+    def __init__(
+        self, hub: Hub, id: str, model: str, jobs: Sequence[Job], choices_per_prompt: int, max_model_len: int = 0
+    ) -> None:
         self.id = id
         self.model = model  # as the client wrote it
+        self.max_model_len = max_model_len
         self.created = int(time.time())
         self.choices = len(jobs)
         self.mailbox = Mailbox()
@@ -88,11 +91,12 @@ class Generator:
         self._default_max_tokens = default_max_tokens
         self._grammars = Grammars()
 
-    async def chat(self, body: ChatCompletionRequest, asked: Asked) -> Answer:
+    async def chat(self, body: ChatCompletionRequest, asked: Asked, id: str | None = None) -> Answer:
+        """`id`: of the answer, if it is not to be a chat completion's."""
         await self._check_constraints(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         sampling = _sampling(body, body.limit or self._default_max_tokens, logprobs)
-        id = f"chatcmpl-{asked.hex}"
+        id = id or f"chatcmpl-{asked.hex}"
         return await self._submit("chat", id, body.model, [body.payload()], sampling, asked, body.n or 1)
 
     async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:
@@ -114,6 +118,10 @@ class Generator:
         payloads = [{"inputs": part, **dimensions} for part in parts]
         sampling = SamplingParams(seed=0)
         return await self._submit("embedding", f"embd-{asked.hex}", body.model, payloads, sampling, asked, 1)
+
+    async def ask(self, kind: Kind, model: str, payloads: Sequence[dict[str, Any]], asked: Asked) -> Answer:
+        """What is answered at once, without sampling."""
+        return await self._submit(kind, f"{kind}-{asked.hex}", model, payloads, SamplingParams(seed=0), asked, 1)
 
     async def _submit(
         self,
@@ -146,7 +154,7 @@ class Generator:
             for index, payload in enumerate(payloads)
             for choice in range(n)
         ]
-        answer = Answer(self._hub, id, name, jobs, n)
+        answer = Answer(self._hub, id, name, jobs, n, record.max_model_len)
         slots = sum(worker.slots for worker in self._directory.snapshot.workers.get(record.model, ()))
         await self._hub.submit(jobs, answer.mailbox, asked, max(1, slots))
         return answer

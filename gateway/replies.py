@@ -6,6 +6,7 @@ import base64
 import math
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import orjson
@@ -15,7 +16,7 @@ from starlette.types import Send
 from gateway.client import Client
 from gateway.generate import Answer
 from gateway.inflight import ClientGone, Update
-from gateway.templates import DONE, KEEP_ALIVE, ChunkTemplate, event
+from gateway.templates import EventTemplate
 from shared.errors import TokenbusError
 
 KEEP_ALIVE_S = 15.0
@@ -23,9 +24,9 @@ KEEP_ALIVE_S = 15.0
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_parts(error: TokenbusError) -> tuple[Headers, bytes]:
-    """The headers and the body that tell of it."""
-    headers, body = _json_headers(content := orjson.dumps(error.body())), content
+def error_parts(error: TokenbusError, shaped: dict[str, Any] | None = None) -> tuple[Headers, bytes]:
+    """The headers and the body that tell of it; `shaped`: the body, if it is not OpenAI's."""
+    headers, body = _json_headers(content := orjson.dumps(shaped or error.body())), content
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
         # OpenAI's library prefers it
@@ -43,15 +44,15 @@ def json_response(body: Any) -> Response:
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def error_response(error: TokenbusError) -> Response:
-    headers, body = error_parts(error)
+def error_response(error: TokenbusError, shaped: dict[str, Any] | None = None) -> Response:
+    headers, body = error_parts(error, shaped)
     response = Response(body, error.status)
     response.raw_headers = headers
     return response
 
 
-async def send_error(send: Send, error: TokenbusError) -> None:
-    headers, body = error_parts(error)
+async def send_error(send: Send, error: TokenbusError, shaped: dict[str, Any] | None = None) -> None:
+    headers, body = error_parts(error, shaped)
     await _send_whole(send, error.status, headers, body)
 
 
@@ -67,7 +68,7 @@ class Reply(ABC):
         self.answer = answer
 
     async def write(self, send: Send, client: Client) -> None:
-        """All of it."""
+        """All of it. Raises the request's error as long as nothing was sent."""
         client.watch(self.answer.leave)
         try:
             await self._write(send)
@@ -85,15 +86,11 @@ class WholeReply(Reply):
     """Collects every choice, then answers once."""
 
     async def _write(self, send: Send) -> None:
-        try:
-            while not self.answer.has_ended:
-                for update in await self.answer.updates():
-                    self.collect(update)
-        except TokenbusError as error:
-            await send_error(send, error)
-        else:
-            body = orjson.dumps(self.result())
-            await _send_whole(send, 200, _json_headers(body), body)
+        while not self.answer.has_ended:
+            for update in await self.answer.updates():
+                self.collect(update)
+        body = orjson.dumps(self.result())
+        await _send_whole(send, 200, _json_headers(body), body)
 
     @abstractmethod
     def collect(self, update: Update) -> None: ...
@@ -143,9 +140,9 @@ class StreamReply(Reply):
         (b"x-accel-buffering", b"no"),  # or nginx would hold the stream back
     )
 
-    def __init__(self, answer: Answer, chunks: type[ChunkTemplate], *, include_usage: bool) -> None:
+    def __init__(self, answer: Answer, events: Callable[..., EventTemplate], *, include_usage: bool) -> None:
         super().__init__(answer)
-        self._template = chunks(
+        self._template = events(
             id=answer.id,
             created=answer.created,
             model=answer.model,
@@ -156,11 +153,7 @@ class StreamReply(Reply):
         self._sent_at = self._loop.time()
 
     async def _write(self, send: Send) -> None:
-        try:
-            updates = await self.answer.updates()
-        except TokenbusError as error:
-            await send_error(send, error)
-            return
+        updates = await self.answer.updates()
         await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
         self._next_beat = self._loop.call_later(KEEP_ALIVE_S, self._beat)
         try:
@@ -173,16 +166,16 @@ class StreamReply(Reply):
         chunk = template.opening()
         try:
             while not answer.has_ended:
-                chunk += b"".join(map(template.update, updates)) if updates else KEEP_ALIVE
+                chunk += b"".join(map(template.update, updates)) if updates else template.KEEP_ALIVE
                 if chunk:  # there is none while text is held back
                     self._sent_at = self._loop.time()
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     chunk = b""
                 updates = await answer.updates()
         except TokenbusError as error:
-            last = event(error.body())
+            last = template.error(error)
         else:
-            last = b"".join(map(template.update, updates)) + template.usage(answer.usage()) + DONE
+            last = b"".join(map(template.update, updates)) + template.ending(answer.usage())
         await send({"type": "http.response.body", "body": chunk + last})
 
     def _beat(self) -> None:

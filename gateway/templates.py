@@ -7,17 +7,39 @@ from typing import Any, ClassVar
 import orjson
 
 from gateway.inflight import Update
+from shared.errors import TokenbusError
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def event(body: Any) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
-class ChunkTemplate(ABC):
-    """The chunks of one streamed answer."""
+class EventTemplate(ABC):
+    """The events of one streamed answer, in the order of these methods."""
+
+    KEEP_ALIVE: ClassVar[bytes] = b": keep-alive\n\n"
+
+    def opening(self) -> bytes:
+        """What comes before all else."""
+        return b""
+
+    @abstractmethod
+    def update(self, update: Update) -> bytes:
+        """All that is in it, and the finish, if it is there."""
+
+    @abstractmethod
+    def ending(self, usage: dict[str, Any]) -> bytes:
+        """What comes after the last update; `usage` is OpenAI's object."""
+
+    @abstractmethod
+    def error(self, error: TokenbusError) -> bytes:
+        """In the place of all that would still come."""
+
+
+class ChunkTemplate(EventTemplate):
+    """OpenAI's chunks."""
 
     OBJECT: ClassVar[str]
     BEFORE_TEXT: ClassVar[bytes]
@@ -34,12 +56,7 @@ class ChunkTemplate(ABC):
         self._before_text = [head + self.BEFORE_TEXT for head in self._heads]
         self._after_text = self.AFTER_TEXT + b',"logprobs":null,"finish_reason":null' + self._end
 
-    def opening(self) -> bytes:
-        """What comes before all else."""
-        return b""
-
     def update(self, update: Update) -> bytes:
-        """All that is in it, and the finish, if it is there."""
         chunk = b""
         if update.logprobs or update.reasoning or update.tool_calls or update.prompt_logprobs:
             chunk = b"".join(self._chunk(update.index, parts) for parts in self._parts(update))
@@ -62,6 +79,12 @@ class ChunkTemplate(ABC):
     def _finish(self, index: int, reason: str) -> bytes:
         finish = b',"logprobs":null,"finish_reason":"%s"' % reason.encode()
         return self._heads[index] + self.NO_TEXT + finish + self._end
+
+    def ending(self, usage: dict[str, Any]) -> bytes:
+        return self.usage(usage) + DONE
+
+    def error(self, error: TokenbusError) -> bytes:
+        return event(error.body())
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The last chunk of a stream that asked for it."""

@@ -98,6 +98,20 @@ async def model_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     server.kill()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def scripted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A worker `echo` that says what its prompt tells it to."""
+    server = server_in(tmp_path_factory.mktemp("redis"))
+    server.start()
+    stack = Stack(server.url, tmp_path_factory.mktemp("scripted"))
+    await stack.gateway("--max-body-mb", "1")
+    await stack.worker("--model-names", "echo", module="tests.e2e.scripted_worker")
+    await stack.models("echo")
+    yield stack
+    stack.close()
+    server.kill()
+
+
 @pytest.fixture
 def openai(echo_stack: Stack) -> Iterator[OpenAI]:
     """The SDK on the shared echo stack; an error is raised at once."""

@@ -79,7 +79,7 @@ def test_what_cannot_be_embedded_is_a_bad_request(model_stack: Stack, given: obj
     assert error_of(response)["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("option", [{"dimensions": 8}, {"encoding_format": "int8"}, {"truncate": True}], ids=str)
+@pytest.mark.parametrize("option", [{"dimensions": 0}, {"encoding_format": "int8"}, {"truncate": True}], ids=str)
 def test_what_is_not_honoured_is_refused(model_stack: Stack, option: dict[str, object]) -> None:
     response = post(model_stack, "/v1/embeddings", {"model": EMBEDDINGS, "input": "a", **option})
     assert response.status_code == 400
@@ -93,3 +93,18 @@ def test_a_chat_model_does_not_embed_and_an_embedding_model_does_not_chat(model_
     with pytest.raises(sdk_module.BadRequestError) as caught:
         model_openai.chat.completions.create(model=EMBEDDINGS, messages=[{"role": "user", "content": "a"}])
     assert caught.value.code == "unsupported_model"
+
+
+def test_fewer_dimensions_have_unit_length_too(model_openai: OpenAI) -> None:
+    whole = embed(model_openai, "The sea is blue.")[0]
+    answer = model_openai.embeddings.create(model=EMBEDDINGS, input="The sea is blue.", dimensions=64)
+    cut = answer.data[0].embedding
+    assert len(cut) == 64
+    assert math.isclose(math.hypot(*cut), 1, abs_tol=1e-5)
+    assert math.isclose(cosine(cut, whole[:64]), math.hypot(*whole[:64]), abs_tol=1e-5)
+
+
+def test_more_dimensions_than_there_are_are_refused(model_openai: OpenAI) -> None:
+    with pytest.raises(sdk_module.BadRequestError) as caught:
+        model_openai.embeddings.create(model=EMBEDDINGS, input="a", dimensions=DIMENSIONS + 1)
+    assert caught.value.param == "dimensions"

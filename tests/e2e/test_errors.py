@@ -30,7 +30,8 @@ async def test_every_route_but_health_needs_a_key(stack: Stack) -> None:
                 {"authorization": "Bearer"},
                 {"authorization": "sk-one"},
                 {"authorization": "Bearer sk-one,sk-two"},
-                {"x-api-key": "sk-one"},
+                {"x-api-key": "wrong"},
+                {"x-api-key": "Bearer sk-one"},
             ):
                 response = http.request(method, path, headers=headers)
                 if path.startswith("/health?"):
@@ -41,6 +42,7 @@ async def test_every_route_but_health_needs_a_key(stack: Stack) -> None:
                 assert response.headers["www-authenticate"] == "Bearer"
         for path in ("/health", "/livez", "/readyz"):
             assert http.get(path).status_code == 200
+        assert http.get("/v1/models", headers={"x-api-key": "sk-two"}).status_code == 200
         for key in ("sk-one", "sk-two"):
             assert http.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
             assert http.get("/nowhere", headers={"authorization": f"bearer {key}"}).status_code == 404

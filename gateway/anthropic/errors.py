@@ -1,0 +1,29 @@
+"""Errors as Anthropic's clients read them."""
+
+from typing import Any
+
+from shared.errors import TokenbusError
+
+PATH = "/v1/messages"
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def speaks_anthropic(path: str) -> bool:
+    return path == PATH or path.startswith(PATH + "/")
+
+
+def error_body(error: TokenbusError, request_id: str | None = None) -> dict[str, Any]:
+    kind = TYPES.get(error.status, "api_error")
+    body = {"type": "error", "error": {"type": kind, "message": error.message}}
+    return body if request_id is None else body | {"request_id": request_id}

@@ -1,0 +1,30 @@
+"""POST /rerank and /v1/rerank, in the shape of Jina and Cohere that vLLM serves too."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.schemas.base import MAX_INPUTS, Request
+from shared.messages import EMBEDDING_INPUTS_PER_JOB
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    text: str
+
+
+class RerankRequest(Request):
+    query: str = Field(min_length=1)
+    documents: Annotated[list[str | Document], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+    top_n: int | None = Field(None, ge=0)  # 0: all
+    return_documents: bool | None = None  # unless false
+
+    @property
+    def texts(self) -> list[str]:
+        return [document if isinstance(document, str) else document.text for document in self.documents]
+
+    def payloads(self) -> list[dict[str, Any]]:
+        """Of the jobs."""
+        texts, most = self.texts, EMBEDDING_INPUTS_PER_JOB
+        return [{"query": self.query, "documents": texts[i : i + most]} for i in range(0, len(texts), most)]
