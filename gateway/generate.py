@@ -91,12 +91,12 @@ class Generator:
         self._default_max_tokens = default_max_tokens
         self._grammars = Grammars()
 
-    async def chat(self, body: ChatCompletionRequest, asked: Asked, id: str | None = None) -> Answer:
-        """`id`: of the answer, if it is not to be a chat completion's."""
+    async def chat(self, body: ChatCompletionRequest, asked: Asked, prefix: str = "chatcmpl-") -> Answer:
+        """`prefix`: of the answer's id."""
         await self._check_constraints(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         sampling = _sampling(body, body.limit or self._default_max_tokens, logprobs)
-        id = id or f"chatcmpl-{asked.hex}"
+        id = f"{prefix}{asked.hex}"
         return await self._submit("chat", id, body.model, [body.payload()], sampling, asked, body.n or 1)
 
     async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:

@@ -19,7 +19,7 @@ def message_endpoints(gateway: Acceptance, bodies: Bodies) -> dict[str, Endpoint
     generator = gateway.generator
 
     async def submit(body: MessagesRequest, asked: Asked) -> Answer:
-        return await generator.chat(body.chat(), asked, f"msg_{asked.hex}")
+        return await generator.chat(body.chat(), asked, "msg_")
 
     def reply(body: MessagesRequest, answer: Answer) -> Reply:
         if body.stream:

@@ -52,6 +52,7 @@ def test_many_documents_are_ranked_by_several_jobs_as_if_by_one(scripted: Stack)
         ({"query": None}, "query"),
         ({"query": ""}, "query"),
         ({"query": ["x"]}, "query"),
+        ({"query": "x" * (2**17 + 1)}, "query"),
         ({"documents": []}, "documents"),
         ({"documents": "x"}, "documents"),
         ({"documents": [1]}, "documents"),

@@ -159,6 +159,10 @@ def test_cached_tokens_stand_beside_those_of_the_input() -> None:
     assert usage["output_tokens_details"] == {"thinking_tokens": 2}
 
 
+def test_a_silent_stream_is_kept_alive_by_pings() -> None:
+    assert read(MessageEvents.KEEP_ALIVE) == [{"type": "ping"}]
+
+
 def test_an_error_in_mid_stream_is_an_event_of_its_own() -> None:
     events = MessageEvents(id="msg_1", model="m")
     assert read(events.error(NoWorkers("gone"))) == [
