@@ -27,20 +27,20 @@ class EmbeddingStepper(EncoderStepper):
     def _model(self) -> Any:
         return self._encoder
 
-    def prepare(self, request: EngineRequest) -> Batch:
+    def _read(self, request: EngineRequest) -> Batch:
         if request.kind == "embedding":
             self._check_dimensions(request.payload.get("dimensions"))
             inputs = request.payload.get("inputs")
             if not isinstance(inputs, list) or not inputs:
                 raise InvalidRequest("'input' must not be empty.", param="input")
-            return Batch(request, [self._read(one, "input") for one in inputs])
+            return Batch(request, [self._input(one, "input") for one in inputs])
         if request.kind == "rerank":
             query, documents = query_and_documents(request.payload)
-            read = [self._read(query, "query"), *(self._read(document, "documents") for document in documents)]
+            read = [self._input(query, "query"), *(self._input(document, "documents") for document in documents)]
             return Batch(request, read)
         raise UnsupportedModel(f"This model makes embeddings; it does not support {request.kind} requests.")
 
-    def _read(self, given: Any, param: str) -> Input:
+    def _input(self, given: Any, param: str) -> Input:
         if isinstance(given, str):
             return self._reader.text(self._pooling.text(given), param)
         return self._reader.tokens(given, param)

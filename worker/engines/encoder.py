@@ -119,8 +119,12 @@ class EncoderStepper(ABC):
     @abstractmethod
     def _load(self, tokenizer: Any) -> None: ...
 
+    def prepare(self, request: EngineRequest) -> Batch | Output:
+        return self._read(request)
+
     @abstractmethod
-    def prepare(self, request: EngineRequest) -> Batch: ...
+    def _read(self, request: EngineRequest) -> Batch:
+        """Raises TokenbusError for what the client got wrong."""
 
     @abstractmethod
     def _compute(self, inputs: Sequence[Input]) -> Tensor:

@@ -26,7 +26,7 @@ class RerankStepper(EncoderStepper):
     def _model(self) -> Any:
         return self._classifier
 
-    def prepare(self, request: EngineRequest) -> Batch:
+    def _read(self, request: EngineRequest) -> Batch:
         if request.kind != "rerank":
             raise UnsupportedModel(f"This model ranks documents; it does not support {request.kind} requests.")
         query, documents = query_and_documents(request.payload)
