@@ -18,6 +18,8 @@ TYPES = {
     504: "timeout_error",
 }
 
+NAMES = {"reasoning_effort": "thinking", "response_format": "output_config", "stop": "stop_sequences"}  # of parameters
+
 
 def speaks_anthropic(path: str) -> bool:
     return path == PATH or path.startswith(PATH + "/")
@@ -25,5 +27,11 @@ def speaks_anthropic(path: str) -> bool:
 
 def error_body(error: TokenbusError, request_id: str | None = None) -> dict[str, Any]:
     kind = TYPES.get(error.status, "api_error")
-    body = {"type": "error", "error": {"type": kind, "message": error.message}}
+    body = {"type": "error", "error": {"type": kind, "message": _message(error)}}
     return body if request_id is None else body | {"request_id": request_id}
+
+
+def _message(error: TokenbusError) -> str:
+    """With the parameter that is to blame: there is no other place for it."""
+    param = NAMES.get(error.param or "", error.param)
+    return error.message if param is None or f"'{param}" in error.message else f"{param}: {error.message}"

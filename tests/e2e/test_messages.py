@@ -164,6 +164,7 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
         (anthropic.BadRequestError, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
         (anthropic.BadRequestError, {"messages": [{"role": "user", "content": "no script"}]}),
         (anthropic.BadRequestError, {"temperature": 2}),
+        (anthropic.BadRequestError, {"output_config": {"format": {"type": "json_schema", "schema": {"type": 5}}}}),
         (anthropic.NotFoundError, {"model": "nobody"}),
     ],
 )

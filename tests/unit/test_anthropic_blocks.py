@@ -189,6 +189,24 @@ def test_each_status_has_its_type(error: TokenbusError, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("param", "told"),
+    [
+        (None, "is wrong"),
+        ("messages", "messages: is wrong"),
+        ("reasoning_effort", "thinking: is wrong"),
+        ("response_format", "output_config: is wrong"),
+    ],
+)
+def test_the_message_names_what_is_to_blame(param: str | None, told: str) -> None:
+    assert error_body(InvalidRequest("is wrong", param=param))["error"]["message"] == told
+
+
+def test_what_is_named_already_is_not_named_twice() -> None:
+    said = "Invalid value for 'messages.0.role': no such role"
+    assert error_body(InvalidRequest(said, param="messages"))["error"]["message"] == said
+
+
+@pytest.mark.parametrize(
     ("path", "speaks"),
     [("/v1/messages", True), ("/v1/messages/count_tokens", True), ("/v1/messagesx", False), ("/v1/models", False)],
 )
