@@ -1,0 +1,139 @@
+"""Qwen3-Coder and Qwen 3.5: <tool_call><function=name><parameter=key>value</parameter></function></tool_call>.
+
+A value is bare text where the function's schema says string, else JSON.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.errors import InvalidRequest
+from worker.engines.dialects.dialect import Call, MarkedDialect
+from worker.engines.dialects.lark import Lark, alternatives, one_or_more
+from worker.engines.dialects.source import Reads, Source
+from worker.engines.dialects.tools import JSON_STYLE, Tool
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+FUNCTION, END_FUNCTION = "<function=", "</function>"
+PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
+BOUNDS = {"pattern", "format", "minLength", "maxLength"}  # of a string, which a grammar for bare text does not keep
+
+Schemas = Mapping[str, Mapping[str, Any] | None]
+
+
+class Qwen3Coder(MarkedDialect):
+    name = "qwen3-coder"
+    begin = BEGIN
+    also_begin = (FUNCTION,)  # its models are known to leave the marker out
+    markers = (BEGIN, END)
+
+    def parse(self, source: Source, schemas: Schemas) -> Reads[None]:
+        while begin := (yield from source.text_before(BEGIN, FUNCTION)):
+            yield from source.spaces()
+            if begin == BEGIN and not (yield from source.take(FUNCTION)):
+                source.give_up()
+                continue
+            name = yield from source.word()
+            if name not in source.functions or not (yield from source.take(">")):
+                source.give_up()
+                continue
+            source.call(name)
+            yield from self._arguments(source, _properties(schemas.get(name)))
+            for end in (END_FUNCTION, END):
+                yield from source.spaces()
+                yield from source.take(end)
+            yield from source.spaces()
+
+    def _arguments(self, source: Source, properties: Mapping[str, Any]) -> Reads[None]:
+        before = "{"
+        yield from source.spaces()
+        while (yield from source.take(PARAMETER)):
+            key = yield from source.up_to(">")
+            value = yield from source.up_to(END_PARAMETER)
+            if key is None or value is None:
+                source.argue(before)  # cut off: what was whole so far, and no more
+                return
+            value = value.removeprefix("\n").removesuffix("\n")
+            source.argue(f"{before}{json.dumps(key)}: {_as_json(value, properties.get(key))}")
+            before = ", "
+            yield from source.spaces()
+        source.argue("{}" if before == "{" else "}")
+
+    def behind_marker(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:
+        calls = []
+        for number, tool in enumerate(tools):
+            parameters = self._parameters(lark, tool, f"argument_{number}")
+            calls.append(f"{lark.literal(f'{FUNCTION}{tool.name}>' + chr(10))} {parameters}")
+        end = rf"{lark.literal(END_FUNCTION + chr(10))} {lark.marker(END)}"
+        call = lark.rule("call", rf'"\n" {alternatives(calls)} {end}')
+        return one_or_more(call, rf'"\n" {lark.marker(BEGIN)}', once=once)
+
+    def _parameters(self, lark: Lark, tool: Tool, name: str) -> str:
+        """In the order of the schema; those that are not required may be left out."""
+        schema = tool.schema
+        required = schema.get("required", ())
+        rules = []
+        for number, (key, property) in enumerate(_properties(schema).items()):
+            value = self._value(lark, tool, schema, key, property, f"{name}_{number}")
+            rule = f"{lark.literal(f'{PARAMETER}{key}>' + chr(10))} {value}"
+            rules.append(rule if key in required else f"({rule})?")
+        return " ".join(rules)
+
+    def _value(self, lark: Lark, tool: Tool, schema: Mapping[str, Any], key: str, property: Any, name: str) -> str:
+        """A value and the end of its parameter."""
+        end = lark.literal(f"\n{END_PARAMETER}\n")
+        if not _is_text(property):
+            whole = {"$defs": schema.get("$defs", {}), "definitions": schema.get("definitions", {})}
+            body = property if isinstance(property, dict) else {}
+            style = {**JSON_STYLE, "lenient": not tool.strict}
+            return f"{lark.json(name, {**whole, **body, 'x-guidance': style})} {end}"
+        texts = property.get("enum") or [property["const"]] if {"enum", "const"} & property.keys() else []
+        if texts:
+            return f"{alternatives(map(lark.literal, texts))} {end}"
+        if tool.strict and BOUNDS & property.keys():
+            raise InvalidRequest(
+                f"This model writes strings as they are: '{min(BOUNDS & property.keys())}' of '{key}' in the strict "
+                f"tool '{tool.name}' is not supported.",
+                param="tools",
+            )
+        lark.rule(f"{name}[lazy]", r"/(?s:.*)<\/parameter>/")
+        return rf'{name} "\n"'
+
+    def write(self, calls: Sequence[Call]) -> str:
+        return "\n".join(f"{BEGIN}\n{_written(name, arguments)}\n{END}" for name, arguments in calls)
+
+
+def _written(name: str, arguments: str) -> str:
+    try:
+        values = json.loads(arguments)
+    except ValueError:
+        values = {}
+    parameters = "".join(
+        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else json.dumps(value)}\n{END_PARAMETER}\n"
+        for key, value in (values.items() if isinstance(values, dict) else ())
+    )
+    return f"{FUNCTION}{name}>\n{parameters}{END_FUNCTION}"
+
+
+def _properties(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    properties = (schema or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+def _is_text(property: Any) -> bool:
+    if not isinstance(property, dict):
+        return False
+    if property.get("type") == "string":
+        return True
+    texts = property.get("enum", [property["const"]] if "const" in property else [])
+    return "type" not in property and bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def _as_json(value: str, property: Any) -> str:
+    if _is_text(property):
+        return json.dumps(value, ensure_ascii=False)
+    try:
+        json.loads(value)
+    except ValueError:
+        return json.dumps(value, ensure_ascii=False)
+    return value
