@@ -37,6 +37,8 @@ def make_engine(settings: WorkerSettings) -> Engine:
         revision=settings.revision,
         chat_template=settings.conv_template,
         trust_remote_code=settings.trust_remote_code,
+        tool_call_parser=settings.tool_call_parser,
+        reasoning_parser=settings.reasoning_parser,
         echo_interval_ms=settings.echo_interval_ms,
         echo_crash_word=settings.echo_crash_word,
     )

@@ -9,6 +9,8 @@ from shared.errors import StartupError
 from shared.settings import CommaList, ProcessSettings
 
 EngineName = Literal["transformers", "echo", "vllm", "llamacpp", "openai", "auto"]
+ToolCallParser = Literal["hermes", "llama3", "mistral", "deepseek", "qwen3-coder", "none"]
+ReasoningParser = Literal["think", "magistral", "none"]
 
 
 class WorkerSettings(ProcessSettings):
@@ -40,6 +42,12 @@ class WorkerSettings(ProcessSettings):
         description="chat template (Jinja text or a file) in place of the tokenizer's own",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    tool_call_parser: ToolCallParser | None = Field(
+        None, description="how the model writes tool calls; none: not at all; default: as its chat template shows"
+    )
+    reasoning_parser: ReasoningParser | None = Field(
+        None, description="how the model writes its thoughts; none: not at all; default: as its chat template shows"
+    )
     drain_timeout: float = Field(
         0.0, ge=0, description="s that running streams may go on after SIGTERM; then handed over"
     )
@@ -53,8 +61,6 @@ class WorkerSettings(ProcessSettings):
     load_4bit: bool = Field(False, description="not implemented yet")
     gpu_memory_utilization: float | None = Field(None, description="not implemented yet")
     tensor_parallel_size: int = Field(1, gt=0, description="not implemented yet above 1")
-    tool_call_parser: str | None = Field(None, description="not implemented yet")
-    reasoning_parser: str | None = Field(None, description="not implemented yet")
 
     host: str | None = Field(None, description="no meaning on a bus: nothing calls a worker")
     port: int | None = Field(None, description="no meaning on a bus: nothing calls a worker")
@@ -77,8 +83,6 @@ class WorkerSettings(ProcessSettings):
             "load_4bit",
             "max_gpu_memory",
             "gpu_memory_utilization",
-            "tool_call_parser",
-            "reasoning_parser",
         )
         several = ("num_gpus", "tensor_parallel_size")
         return [name for name in fields if getattr(self, name)] + [name for name in several if getattr(self, name) > 1]

@@ -262,7 +262,7 @@ def test_what_need_not_be_forced_costs_nothing(use: ToolUse | None) -> None:
 
 def test_a_strict_tool_whose_schema_cannot_be_kept_is_refused() -> None:
     odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
-    with pytest.raises(InvalidRequest, match="strict tool 'f'.*uniqueItems") as caught:
+    with pytest.raises(InvalidRequest, match=r"strict tool 'f'.*uniqueItems") as caught:
         _ = Tool("f", parameters=odd, strict=True).schema
     assert caught.value.param == "tools"
     assert Tool("f", parameters=odd).schema["properties"] == odd["properties"]

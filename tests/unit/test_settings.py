@@ -8,6 +8,7 @@ import pytest
 from gateway.listener import listen
 from gateway.settings import GatewaySettings
 from shared.errors import StartupError
+from worker.engines.dialects import DIALECTS, OFF, REASONINGS
 from worker.settings import WorkerSettings
 
 
@@ -108,13 +109,28 @@ def test_an_unknown_flag_ends_with_one_line_and_code_2(capsys: pytest.CaptureFix
         ["--max-gpu-memory", "10GiB"],
         ["--tensor-parallel-size", "2"],
         ["--gpu-memory-utilization", "0.9"],
-        ["--tool-call-parser", "hermes"],
         ["--engine", "vllm"],
     ],
 )
 def test_a_flag_that_is_not_implemented_is_refused_by_name(flags: list[str]) -> None:
     with pytest.raises(StartupError, match=f"^{flags[0]}.* not implemented yet"):
         worker("--model-path", "/m", *flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"),
+    [
+        ("--tool-call-parser", [*DIALECTS, OFF]),
+        ("--reasoning-parser", [*REASONINGS, OFF]),
+    ],
+)
+def test_every_dialect_can_be_named_and_another_is_refused_with_their_names(flag: str, names: list[str]) -> None:
+    for name in names:
+        settings = worker("--model-path", "/m", flag, name)
+        assert getattr(settings, flag.strip("-").replace("-", "_")) == name
+    with pytest.raises(StartupError) as caught:
+        worker("--model-path", "/m", flag, "klingon")
+    assert all(f"'{name}'" in str(caught.value) for name in names)
 
 
 def test_flags_of_fastchat_without_meaning_here_are_accepted() -> None:

@@ -14,7 +14,7 @@ from shared.messages import Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output
 from worker.engines.checkpoint import Checkpoint
 from worker.engines.options import EngineOptions
-from worker.engines.prompts import encodable
+from worker.engines.tokens import Tokens, encodable
 
 STEP_TOKENS = 2048  # computed in one step
 DROPPED = 16  # a normalizer may drop most of a text (spaces), and a long word may become one token
@@ -100,6 +100,7 @@ class EncoderStepper(ABC):
     def load(self) -> EngineInfo:
         tokenizer = self._checkpoint.tokenizer()
         self._reader = InputReader(tokenizer, self._checkpoint)
+        self._tokens = Tokens(tokenizer.backend_tokenizer, self._reader.max_tokens)
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._load(tokenizer)
         with torch.inference_mode():
@@ -120,7 +121,8 @@ class EncoderStepper(ABC):
     def _load(self, tokenizer: Any) -> None: ...
 
     def prepare(self, request: EngineRequest) -> Batch | Output:
-        return self._read(request)
+        answer = self._tokens.answer(request)
+        return self._read(request) if answer is None else answer
 
     @abstractmethod
     def _read(self, request: EngineRequest) -> Batch:

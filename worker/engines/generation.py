@@ -41,6 +41,7 @@ ON_GPU = PromptBudget(alone=2048, beside=512)
 class GenerationStepper:
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self._checkpoint = checkpoint
+        self._options = options
         self._slots = options.slots
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -53,7 +54,13 @@ class GenerationStepper:
         self.budget = ON_CPU if self._checkpoint.device.type == "cpu" else ON_GPU
         self._tokenizer = tokenizer.backend_tokenizer
         self._limits = Limits(self._checkpoint.eos_ids(model, tokenizer), max_model_len)
-        self._prompts = PromptReader(tokenizer, self._model.vocabulary, max_model_len)
+        self._prompts = PromptReader(
+            tokenizer,
+            self._model.vocabulary,
+            max_model_len,
+            tool_call_parser=self._options.tool_call_parser,
+            reasoning_parser=self._options.reasoning_parser,
+        )
         return EngineInfo(
             name="transformers",
             fingerprint=self._checkpoint.fingerprint(model, tokenizer),
@@ -62,7 +69,9 @@ class GenerationStepper:
             resumable=True,
         )
 
-    def prepare(self, request: EngineRequest) -> Sequence:
+    def prepare(self, request: EngineRequest) -> Sequence | Output:
+        if (answer := self._prompts.answer(request)) is not None:
+            return answer
         prompt = self._prompts.read(request)
         if request.resume is not None:
             self._prompts.check_ids(request.resume.token_ids, "resume")

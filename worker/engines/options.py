@@ -8,7 +8,7 @@ class EngineOptions:
     """None leaves the choice to the engine. What an engine cannot honour is refused before it is created.
 
     model_path: a directory, a file.gguf or a hub id. chat_template: a Jinja text or a file that holds one.
-    threads: for computing, on a CPU.
+    threads: for computing, on a CPU. tool_call_parser, reasoning_parser: names of worker.engines.dialects.
     """
 
     model_path: str = ""
@@ -20,5 +20,7 @@ class EngineOptions:
     revision: str | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     echo_interval_ms: float = 0.0
     echo_crash_word: str | None = None

@@ -1,4 +1,4 @@
-"""A request's payload as token ids. What is wrong with it is said as InvalidRequest."""
+"""A request's payload as token ids, and how its reply is read. What is wrong with it is said as InvalidRequest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,19 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
-from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
+from shared.errors import InvalidRequest, UnsupportedModel, UnsupportedParameter
 from shared.grammar import constraint
+from shared.logging import get_logger
 from shared.messages import Progress
-from worker.engines.base import EngineRequest
+from worker.engines import dialects
+from worker.engines.base import EngineRequest, Output
+from worker.engines.chat_template import Chat, ChatTemplate
+from worker.engines.dialects.lark import Markers
+from worker.engines.dialects.reply import Reply
+from worker.engines.dialects.tools import ToolUse
+from worker.engines.tokens import Tokens
+
+log = get_logger(__name__)
 
 
 class OutputParser(Protocol):
@@ -42,30 +51,52 @@ class Prompt:
 class PromptReader:
     """Reads prompts for one generation model.
 
-    It runs beside the step thread, and so uses the Rust tokenizer alone: transformers' wrapper around it changes
-    its settings at each call, which fails ("Already borrowed") while the other thread decodes.
+    tool_call_parser, reasoning_parser: names of `dialects`; None for what the chat template shows.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, max_model_len: int) -> None:
-        self._tokenizer = tokenizer
-        self._encoder = tokenizer.backend_tokenizer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        vocabulary: int,
+        max_model_len: int,
+        *,
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
+    ) -> None:
+        self._tokens = Tokens(tokenizer.backend_tokenizer, max_model_len)
+        self._bos_id = tokenizer.bos_token_id
         self._vocabulary = vocabulary
         self._max_model_len = max_model_len
-        # Bytes of the longest token: what is longer than max_model_len of those need not be tokenized to be refused.
-        self._longest = max((len(token.encode()) for token in self._encoder.get_vocab()), default=1)
-        template = tokenizer.chat_template
-        self._knows_developer = "developer" in (template if isinstance(template, str) else str(template or ""))
+        self._markers = Markers(tokenizer.backend_tokenizer)
+        self._template = ChatTemplate(tokenizer)
+        self._dialect, in_template = dialects.of(self._template.source, tool_call_parser)
+        self._reasoning = dialects.reasoning_of(self._template.source, reasoning_parser)
+        self._template.use(self._dialect, tools_in_template=in_template)
+        log.info(
+            "tool calls: %s (%s); reasoning: %s",
+            dialects.OFF if self._dialect is None else self._dialect.name,
+            "as the chat template says" if self._template.shows_tools else "as we say: the chat template does not",
+            dialects.OFF if self._reasoning is None else self._reasoning.name,
+        )
 
     def read(self, request: EngineRequest) -> Prompt:
-        if request.kind == "chat":
-            ids = self._encode(self._render(request.payload), add_special_tokens=False)
-        elif request.kind == "completion":
-            ids = self._completion(request.payload.get("prompt"))
-        else:
-            raise UnsupportedModel("This model does not support embeddings.")
-        self._check_length(len(ids), request.sampling.max_tokens)
+        """The prompt of a chat or a completion."""
         structured = request.sampling.structured
-        return Prompt(ids, grammar=None if structured is None else constraint(structured))
+        grammar = None if structured is None else constraint(structured)
+        if request.kind == "chat":
+            prompt = self._chat(request.payload, grammar)
+        elif request.kind == "completion":
+            prompt = Prompt(self._completion(request.payload.get("prompt")), grammar=grammar)
+        else:
+            raise UnsupportedModel(f"This model generates text; it does not support {request.kind} requests.")
+        self._check_length(len(prompt.ids), request.sampling.max_tokens)
+        return prompt
+
+    def answer(self, request: EngineRequest) -> Output | None:
+        """Of what is answered at once: to tokenize and to detokenize."""
+        return self._tokens.answer(
+            request, lambda payload: self._template.render(self._chat_of(payload, ToolUse.read(payload)))
+        )
 
     def check_ids(self, ids: list[int], param: str) -> None:
         for token_id in ids:
@@ -74,57 +105,53 @@ class PromptReader:
 
     def _completion(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
-            ids = self._encode(prompt, add_special_tokens=True)
+            ids = self._tokens.encode(prompt, add_special_tokens=True)
         elif isinstance(prompt, list):
             self.check_ids(prompt, "prompt")
             ids = list(prompt)
         else:
             raise InvalidRequest("'prompt' must be a string or a list of token ids.", param="prompt")
+        return self._not_empty(ids)
+
+    def _not_empty(self, ids: list[int]) -> list[int]:
         if ids:
             return ids
-        if not isinstance(self._tokenizer.bos_token_id, int):
+        if not isinstance(self._bos_id, int):
             raise InvalidRequest("The prompt is empty, and this model has no token to begin with.", param="prompt")
-        return [self._tokenizer.bos_token_id]
+        return [self._bos_id]
 
-    def _render(self, payload: Mapping[str, Any]) -> str:
-        if not self._tokenizer.chat_template:
-            raise InvalidRequest("This model has no chat template; use /v1/completions, or give it a template.")
-        messages = [self._message(message) for message in payload["messages"]]
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template is foreign code: whatever it raises is about these messages
-            message = f"The model's chat template refuses these messages: {error}"
-            raise InvalidRequest(message, param="messages") from error
+    def _chat(self, payload: Mapping[str, Any], structured: str | None) -> Prompt:
+        use = ToolUse.read(payload)
+        text = self._template.render(self._chat_of(payload, use))
+        ids = self._not_empty(self._tokens.encode(text, add_special_tokens=False))
+        reply = self._reply(payload, use, text)
+        return Prompt(ids, reply.parser(self._markers), reply.grammar(self._markers, structured))
 
-    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        read = dict(message)
-        if read.get("content") is None:
-            read["content"] = ""
-        if read.get("role") == "developer" and not self._knows_developer:
-            read["role"] = "system"
-        return read
+    def _chat_of(self, payload: Mapping[str, Any], use: ToolUse | None) -> Chat:
+        if use is not None and self._dialect is None:
+            raise UnsupportedParameter("This model is served without tool calls.", param="tools")
+        return Chat(
+            payload["messages"],
+            tools=() if use is None else use.tools,
+            variables=payload.get("template") or {},
+            reasoning_effort=payload.get("reasoning_effort"),
+            continue_final_message=bool(payload.get("continue_final_message")),
+            add_generation_prompt=payload.get("add_generation_prompt") is not False,
+        )
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        size = len(encodable(text))
-        if size > self._longest * self._max_model_len:
-            self._refuse(f"at least {size // self._longest} tokens")
-        return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+    def _reply(self, payload: Mapping[str, Any], use: ToolUse | None, prompt: str) -> Reply:
+        dialect, reasoning = self._dialect if use is not None else None, self._reasoning
+        if reasoning is None:
+            return Reply(dialect, use)
+        if payload.get("continue_final_message"):  # what was said of thoughts, was said there
+            said = str(payload["messages"][-1].get("content") or "")
+            begun = said.rfind(reasoning.begin) > said.rfind(reasoning.end)
+            return Reply(dialect, use, reasoning if begun or not said else None, begun)
+        end = prompt.rstrip()
+        is_over = end.endswith(reasoning.end)
+        return Reply(dialect, use, None if is_over else reasoning, begun=end.endswith(reasoning.begin))
 
     def _check_length(self, prompt: int, max_tokens: int | None) -> None:
         # Not even room for one token, unless none is asked for.
         if prompt >= self._max_model_len and not (max_tokens == 0 and prompt == self._max_model_len):
-            self._refuse(f"{prompt} tokens")
-
-    def _refuse(self, amount: str) -> None:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {self._max_model_len} tokens. However, your messages resulted "
-            f"in {amount}. Please reduce the length of the messages."
-        )
-
-
-def encodable(text: str) -> bytes:
-    """The text in UTF-8; half of a surrogate pair, which JSON can carry, is the client's mistake."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"The text is not valid Unicode: {error.reason} at character {error.start}.") from error
+            self._tokens.refuse(f"{prompt} tokens")

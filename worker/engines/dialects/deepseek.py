@@ -1,4 +1,4 @@
-"""DeepSeek: between special tokens, V3 and R1 write `function`, the name and a block of JSON, V3.1 the name and JSON."""
+"""DeepSeek, between special tokens: V3 and R1 write `function`, a name and a block of JSON, V3.1 a name and JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...] up to 2024, then [TOOL_CALLS]name[ARGS]{...} for each."""
+"""Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...] up to 2024, since then [TOOL_CALLS]name[ARGS]{...}."""
 
 import json
 from collections.abc import Mapping, Sequence
