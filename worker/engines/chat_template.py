@@ -16,8 +16,9 @@ from shared.errors import InvalidRequest
 from worker.engines.dialects.dialect import Dialect
 from worker.engines.dialects.tools import Tool
 
-PROBE, RESULT = "probe_of_tools", "result of the probe"
+PROBE_TOOL, PROBE_CALL, PROBE_ID = "probe_of_tools", "probe_of_calls", "abcdefghi"
 USER = {"role": "user", "content": "Hi"}
+RESULT = {"role": "tool", "tool_call_id": PROBE_ID, "name": PROBE_CALL, "content": "probe of results"}
 RESERVED = {"messages", *signature(PreTrainedTokenizerFast.apply_chat_template).parameters}
 SWITCHES = ("enable_thinking", "thinking")
 EFFORT = "reasoning_effort"
@@ -52,19 +53,18 @@ class ChatTemplate:
     def use(self, dialect: Dialect | None, *, tools_in_template: bool) -> None:
         """Finds out how to say things in this dialect."""
         self._dialect = dialect
-        call = _call("abcdefghi", PROBE, {"key": "value"})
-        answered: list[Message] = [USER, _calling([call]), _result("abcdefghi", RESULT)]
         self._knows_developer = "developer" in self.source
-        self._takes_system = bool(self._try([{"role": "system", "content": PROBE}, USER]))
-        self.shows_tools = tools_in_template and PROBE in self._try([USER], [Tool(PROBE).for_template()])
-        # A dict is what templates are written for; a few join it to a string, which fails.
-        self._takes_dicts = PROBE in self._try(answered)
-        as_text = [USER, _calling([_call("abcdefghi", PROBE, '{"key": "value"}')]), answered[-1]]
-        self._shows_calls = tools_in_template and (self._takes_dicts or PROBE in self._try(as_text))
-        calling: Message = answered[1] if self._shows_calls else {"role": "assistant", "content": PROBE}
-        if self._shows_calls and not self._takes_dicts:
-            calling = as_text[1]
-        self._takes_results = RESULT in self._try([USER, calling, answered[-1]])
+        tool = Tool(PROBE_TOOL).for_template()
+        self.shows_tools = tools_in_template and PROBE_TOOL in self._try([USER], [tool])
+        tools = [tool] if self.shows_tools else None  # some templates are for chats with tools alone
+        self._takes_system = bool(self._try([{"role": "system", "content": "Hi"}, USER], tools))
+        called = [_calling(arguments) for arguments in ({"key": "value"}, '{"key": "value"}')]
+        # Templates are written for the first form; a few join arguments to a string, which must be one then.
+        shown = [PROBE_CALL in self._try([USER, calling, RESULT], tools) for calling in called]
+        self._takes_dicts = shown[0]
+        self._shows_calls = tools_in_template and any(shown)
+        calling = called[shown.index(True)] if self._shows_calls else {"role": "assistant", "content": "Hi"}
+        self._takes_results = RESULT["content"] in self._try([USER, calling, RESULT], tools)
 
     def _try(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> str:
         try:
@@ -189,12 +189,8 @@ def _call(id: str, name: str, arguments: Any) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _calling(calls: list[dict[str, Any]]) -> Message:
-    return {"role": "assistant", "content": "", "tool_calls": calls}
-
-
-def _result(id: str, content: str) -> Message:
-    return {"role": "tool", "tool_call_id": id, "name": PROBE, "content": content}
+def _calling(arguments: Any) -> Message:
+    return {"role": "assistant", "content": "", "tool_calls": [_call(PROBE_ID, PROBE_CALL, arguments)]}
 
 
 def _variables_of(template: str) -> frozenset[str]:

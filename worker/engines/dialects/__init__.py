@@ -47,6 +47,8 @@ def _name(template: str) -> str | None:
         return "deepseek"
     if "<tool_call>" in template and not any(other in template for other in ("<arg_key>", "<tool_sep>")):
         return "qwen3-coder" if "<function=" in template else "hermes"
+    if "<function=" in template:
+        return None
     if "<|python_tag|>" in template or ('"parameters": ' in template and "ipython" in template):
         return "llama3"
     return None
