@@ -105,8 +105,9 @@ class Walk:
 
     def _pick(self, allowed: list[int]) -> int:
         """Tokens that end what is open are likelier, or strings go on and on."""
-        ending = [token for token in allowed if set(self.tokenizer.decode([token], False)) & set('"}]<')]
         markers = [token for token in allowed if self._ll.is_special_token(token)]
+        others = set(allowed) - set(markers)
+        ending = [token for token in sorted(others) if set(self.tokenizer.decode([token], False)) & set('"}]<')]
         for likelier in (markers, ending):
             if likelier and self._chance.random() < 0.3:
                 return self._chance.choice(likelier)
@@ -265,11 +266,26 @@ def test_a_strict_tool_whose_schema_cannot_be_kept_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"strict tool 'f'.*uniqueItems") as caught:
         _ = Tool("f", parameters=odd, strict=True).schema
     assert caught.value.param == "tools"
-    assert Tool("f", parameters=odd).schema["properties"] == odd["properties"]
+    assert Tool("f", parameters=odd).schema["properties"] == {"a": {"type": "array"}}
 
 
-@pytest.mark.parametrize("parameters", [{"type": "object", "properties": {"a": {"type": 5}}}, {"$ref": "#/nowhere"}])
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"type": "object", "properties": {"a": {"type": 5}}}, {"$ref": "#/nowhere"}, {"properties": 5}, nested(3000)],
+    ids=["a type that is none", "a reference to nothing", "properties that are none", "too deep"],
+)
 def test_a_schema_that_cannot_be_read_allows_any_object_unless_the_tool_is_strict(parameters: dict[str, Any]) -> None:
     assert "properties" not in Tool("f", parameters=parameters).schema
     with pytest.raises(InvalidRequest):
         _ = Tool("f", parameters=parameters, strict=True).schema
+
+
+def test_arguments_are_an_object_whatever_a_schema_says() -> None:
+    assert Tool("f", parameters={"type": "string"}).schema["type"] == "object"

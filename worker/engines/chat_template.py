@@ -83,19 +83,20 @@ class ChatTemplate:
         if reserved := RESERVED & variables.keys():
             message = f"'{min(reserved)}' is not a variable of the template that a request may set."
             raise InvalidRequest(message, param="chat_template_kwargs")
+        try:
+            return self._rendered(chat, variables)
+        except Exception as error:  # a template is foreign code: whatever it raises is about these messages
+            message = f"The model's chat template refuses these messages: {error}"
+            raise InvalidRequest(message, param="messages") from error
+
+    def _rendered(self, chat: Chat, variables: Mapping[str, Any]) -> str:
         tools = [tool.for_template() for tool in chat.tools] if chat.tools and self.shows_tools else None
         messages = list(self._messages(chat.messages))
         if chat.tools and not self.shows_tools:
             messages = self._with_instructions(messages, chat.tools)
         if chat.continue_final_message:
-            arguments = {"continue_final_message": True}
-        else:
-            arguments = {"add_generation_prompt": chat.add_generation_prompt}
-        try:
-            return self._apply(messages, tools=tools, **arguments, **variables)
-        except Exception as error:  # a template is foreign code: whatever it raises is about these messages
-            message = f"The model's chat template refuses these messages: {error}"
-            raise InvalidRequest(message, param="messages") from error
+            return self._apply(messages, tools=tools, continue_final_message=True, **variables)
+        return self._apply(messages, tools=tools, add_generation_prompt=chat.add_generation_prompt, **variables)
 
     def _reasoning(self, effort: str | None) -> dict[str, Any]:
         """The template's variables that turn thinking on, off, or to that effort."""
@@ -141,7 +142,7 @@ class ChatTemplate:
             return written
         try:
             arguments = json.loads(written or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return written
         return arguments if isinstance(arguments, dict) else written
 

@@ -72,10 +72,10 @@ class PromptReader:
         self._dialect, in_template = dialects.of(self._template.source, tool_call_parser)
         self._reasoning = dialects.reasoning_of(self._template.source, reasoning_parser)
         self._template.use(self._dialect, tools_in_template=in_template)
+        words = "" if self._template.shows_tools else ", in our words: the chat template shows no tools"
         log.info(
-            "tool calls: %s (%s); reasoning: %s",
-            dialects.OFF if self._dialect is None else self._dialect.name,
-            "as the chat template says" if self._template.shows_tools else "as we say: the chat template does not",
+            "tool calls: %s; reasoning: %s",
+            dialects.OFF if self._dialect is None else self._dialect.name + words,
             dialects.OFF if self._reasoning is None else self._reasoning.name,
         )
 

@@ -36,12 +36,14 @@ class Tokens:
         if request.kind != "tokenize":
             return None
         if "messages" not in request.payload:
-            return self._tokenized(request, request.payload["prompt"])
+            return self._tokenized(request, request.payload.get("prompt"))
         if render is None:
             raise UnsupportedModel("This model does not chat; give it a 'prompt' to tokenize.")
         return self._tokenized(request, render(request.payload))
 
-    def _tokenized(self, request: EngineRequest, text: str) -> Output:
+    def _tokenized(self, request: EngineRequest, text: Any) -> Output:
+        if not isinstance(text, str):
+            raise InvalidRequest("'prompt' must be a string.", param="prompt")
         ids = self.encode(text, add_special_tokens=bool(request.payload.get("add_special_tokens")))
         return _answer(request, {"tokens": ids, "token_strs": [self._encoder.id_to_token(id) for id in ids]}, len(ids))
 

@@ -56,7 +56,7 @@ def _object(written: str) -> str:
     """Some models write the object once more as a string, or null for none."""
     try:
         value = json.loads(written)
-    except ValueError:
+    except (ValueError, RecursionError):
         return written
     return value if isinstance(value, str) else "{}" if value is None else written
 
@@ -92,6 +92,6 @@ def _text(written: str) -> str:
     """What a JSON string says; nothing if it is none."""
     try:
         value = json.loads(written)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return value if isinstance(value, str) else ""

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.errors import InvalidRequest
+from shared.grammar import json_schema
 from worker.engines.dialects.dialect import Call, MarkedDialect
 from worker.engines.dialects.lark import Lark, alternatives, one_or_more
 from worker.engines.dialects.source import Reads, Source
-from worker.engines.dialects.tools import JSON_STYLE, Tool
+from worker.engines.dialects.tools import Tool
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
@@ -85,8 +86,7 @@ class Qwen3Coder(MarkedDialect):
         if not _is_text(property):
             whole = {"$defs": schema.get("$defs", {}), "definitions": schema.get("definitions", {})}
             body = property if isinstance(property, dict) else {}
-            style = {**JSON_STYLE, "lenient": not tool.strict}
-            return f"{lark.json(name, {**whole, **body, 'x-guidance': style})} {end}"
+            return f"{lark.json(name, json_schema({**whole, **body}))} {end}"
         texts = property.get("enum") or [property["const"]] if {"enum", "const"} & property.keys() else []
         if texts:
             return f"{alternatives(map(lark.literal, texts))} {end}"
@@ -106,7 +106,7 @@ class Qwen3Coder(MarkedDialect):
 def _written(name: str, arguments: str) -> str:
     try:
         values = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = {}
     parameters = "".join(
         f"{PARAMETER}{key}>\n{value if isinstance(value, str) else json.dumps(value)}\n{END_PARAMETER}\n"
@@ -134,6 +134,6 @@ def _as_json(value: str, property: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     try:
         json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return json.dumps(value, ensure_ascii=False)
     return value

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 
-from llguidance import LLMatcher
-
 from shared.errors import InvalidRequest
+from shared.grammar import check, json_schema
 
-# As json.dumps writes, and so most chat templates; free white space is where a small model goes in circles.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+OF_NAMES, OF_VALUES = ("properties", "$defs", "definitions"), ("items", "additionalProperties")
+SIMPLE = {"type", "enum", "const", "required", "$ref", "minimum", "maximum", "minItems", "maxItems", "maxLength"}
 BESIDE_PROPERTIES = {"anyOf", "allOf", "oneOf", "not", "if", "$ref", "patternProperties", "additionalProperties"}
 
 
@@ -29,17 +28,18 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         """Of the arguments that may be written. Raises InvalidRequest if the tool is strict and it cannot be obeyed.
 
-        A schema that is not strict is obeyed as far as llguidance can, and one that it cannot read allows any object.
+        A schema that is not strict is obeyed in what llguidance supports of it; one that cannot be read allows any
+        object.
         """
-        parameters = NO_PARAMETERS if self.parameters is None else _closed({"type": "object", **self.parameters})
-        text = json.dumps({**parameters, "x-guidance": {**JSON_STYLE, "lenient": not self.strict}})
-        wrong = _what_is_wrong_with(text)
-        if wrong and self.strict:
-            raise InvalidRequest(
-                f"The schema of the strict tool '{self.name}' is not supported: {wrong}", param="tools"
-            )
-        schema: dict[str, Any] = {"type": "object", "x-guidance": JSON_STYLE} if wrong else json.loads(text)
-        return schema
+        if self.parameters is None:
+            return json_schema(NO_PARAMETERS)
+        try:
+            return _checked(json.dumps(_closed({**self.parameters, "type": "object"})), self.strict)
+        except (InvalidRequest, RecursionError) as error:
+            if not self.strict:  # too deep
+                return json_schema({"type": "object"})
+            message = f"The schema of the strict tool '{self.name}' is not supported: {error}"
+            raise InvalidRequest(message, param="tools") from error
 
     def for_template(self) -> dict[str, Any]:
         parameters = {"type": "object", "properties": {}} if self.parameters is None else dict(self.parameters)
@@ -67,6 +67,8 @@ class ToolUse:
         )
         choice = payload.get("tool_choice") or {}
         names = choice.get("names")
+        if names is not None and not any(tool.name in names for tool in tools):
+            raise InvalidRequest("'tool_choice' names none of the 'tools'.", param="tool_choice")
         return cls(
             tools,
             required=choice.get("mode") == "required",
@@ -101,7 +103,31 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def _what_is_wrong_with(schema: str) -> str:
-    """In one line; nothing if it can be obeyed."""
-    failed, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_json_schema(schema))
-    return " ".join(messages[0].split()) if failed and messages else ""
+def _checked(text: str, strict: bool) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(text)
+    for form in (schema,) if strict else (schema, _simple(schema)):
+        try:
+            found = json_schema(form)
+            check(json.dumps({"grammars": [{"json_schema": found}]}))
+            return found
+        except InvalidRequest:
+            if strict:
+                raise
+    return json_schema({"type": "object"})
+
+
+def _simple(schema: Any) -> Any:
+    """With nothing in it but the keywords that llguidance always supports."""
+    if not isinstance(schema, dict):
+        return schema
+    simple: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in OF_NAMES and isinstance(value, dict):
+            simple[key] = {name: _simple(part) for name, part in value.items()}
+        elif key in ("anyOf", "oneOf") and isinstance(value, list):
+            simple["anyOf"] = [_simple(part) for part in value]
+        elif key in OF_VALUES:
+            simple[key] = _simple(value)
+        elif key in SIMPLE:
+            simple[key] = value
+    return simple
