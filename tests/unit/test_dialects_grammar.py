@@ -208,6 +208,16 @@ def test_text_alone_ends_where_it_likes(dialect: Dialect, kind: str) -> None:
     assert read(reply, walk, ids).text == 'No < need {"a": [TOOL] `1` for tools.'
 
 
+@pytest.mark.parametrize("dialect", [form for form in EITHER if form.id != "llama3"])
+def test_a_marker_that_is_a_token_cannot_be_spelled_around_the_constraint(dialect: Dialect) -> None:
+    grammar = Reply(dialect, ToolUse(TOOLS)).grammar(Markers(tokenizer("special tokens")[0]), None)
+    assert grammar is not None
+    walk = Walk(grammar, "special tokens", 0)
+    walk.say("Well, " + dialect.markers[0][:-1])
+    assert walk.tokenizer.token_to_id(dialect.markers[0][-1]) not in walk.allowed()
+    assert walk.tokenizer.token_to_id("a") in walk.allowed()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dialect", EITHER)
 def test_beside_a_response_format_a_reply_is_of_that_form_or_a_call(dialect: Dialect, kind: str) -> None:
