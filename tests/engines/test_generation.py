@@ -154,7 +154,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_in_openai_s_words(engine: Stepp
         ({"prompt": 7}, "must be a string"),
         ({"prompt": "half \ud83d"}, "not valid Unicode"),
         ({"messages": [{"role": "user", "content": "half \ud83d"}]}, "not valid Unicode"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role tool"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "unknown role critic"),
     ],
 )
 def test_what_is_wrong_with_a_prompt_is_said(engine: Stepping, payload: dict[str, object], words: str) -> None:

@@ -88,7 +88,8 @@ class PromptReader:
         elif request.kind == "completion":
             prompt = Prompt(self._completion(request.payload.get("prompt")), grammar=grammar)
         else:
-            raise UnsupportedModel(f"This model generates text; it does not support {request.kind} requests.")
+            what = "embeddings" if request.kind == "embedding" else request.kind
+            raise UnsupportedModel(f"This model does not support {what}.")
         self._check_length(len(prompt.ids), request.sampling.max_tokens)
         return prompt
 
