@@ -82,7 +82,6 @@ def test_a_forced_call_has_valid_arguments(model: Model) -> None:
     assert (call.name, made.text) == ("get_weather", "")
     assert set(arguments) == {"city", "unit"}
     assert arguments["unit"] in ("celsius", "fahrenheit")
-    print(call)
 
 
 def test_any_of_the_tools_can_be_forced(model: Model) -> None:
@@ -98,4 +97,3 @@ def test_a_reply_that_may_call_strict_tools_is_text_or_a_valid_call(model: Model
     assert made.text or made.tool_calls
     for call in made.tool_calls:
         assert isinstance(json.loads(call.arguments), dict)
-    print(made)

@@ -13,7 +13,7 @@ from worker.engines.dialects import DIALECTS, MAGISTRAL, THINK, of, reasoning_of
 from worker.engines.dialects.dialect import Dialect
 from worker.engines.dialects.lark import Markers
 from worker.engines.dialects.mistral import Mistral
-from worker.engines.dialects.reply import Reply
+from worker.engines.dialects.reply_form import ReplyForm
 from worker.engines.dialects.tools import Tool, ToolUse
 
 NO_MARKERS = Markers(Tokenizer(BPE()))
@@ -47,7 +47,7 @@ def pieces_of(text: str, seed: int) -> list[str]:
 
 
 def read(dialect: Dialect | None, text: str, seed: int = 1, **options: Any) -> Progress:
-    parser = Reply(dialect, ToolUse(TOOLS), **options).parser(NO_MARKERS)
+    parser = ReplyForm(dialect, ToolUse(TOOLS), **options).parser(NO_MARKERS)
     assert parser is not None
     made = Progress()
     for piece in pieces_of(text, seed):
@@ -143,7 +143,7 @@ def test_calls_that_are_written_a_little_differently_are_calls_too(name: str, te
     "dialect", [form for form in FORMS if form.id != "qwen3-coder"]
 )  # whose values are not JSON until they are whole
 def test_arguments_come_piece_by_piece_behind_the_name_and_the_name_once(dialect: Dialect) -> None:
-    parser = Reply(dialect, ToolUse(TOOLS)).parser(NO_MARKERS)
+    parser = ReplyForm(dialect, ToolUse(TOOLS)).parser(NO_MARKERS)
     assert parser is not None
     written = dialect.write([("say", '{"text": "one two"}')])
     pieces = [piece for character in written for piece in parser.push(character).tool_calls]
@@ -155,6 +155,17 @@ def test_arguments_come_piece_by_piece_behind_the_name_and_the_name_once(dialect
 def test_a_call_that_is_cut_off_keeps_what_there_is_of_its_arguments() -> None:
     made = read(DIALECTS["hermes"](""), '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b"')
     assert [(call.name, call.arguments) for call in made.tool_calls] == [("add", '{"a": 1, "b"')]
+
+
+@pytest.mark.parametrize("length", range(40))
+@pytest.mark.parametrize("dialect", FORMS)
+def test_a_call_whose_end_is_cut_off_leaves_no_half_marker_in_the_text(dialect: Dialect, length: int) -> None:
+    written = dialect.write([("add", '{"a": 1, "b": -2}')])
+    name = "qwen3-coder"
+    whole = written.index("</parameter>", written.index("-2")) if dialect.name == name else written.index("-2}") + 2
+    made = read(dialect, written[: whole + length], length)
+    assert made.text == ""
+    assert [call.name for call in made.tool_calls] == ["add"]
 
 
 def test_a_value_is_text_or_json_as_the_schema_says() -> None:
@@ -191,7 +202,7 @@ def test_thoughts_that_never_end_are_thoughts() -> None:
 
 
 def test_the_parser_knows_when_it_reads_thoughts() -> None:
-    parser = Reply(reasoning=THINK).parser(NO_MARKERS)
+    parser = ReplyForm(reasoning=THINK).parser(NO_MARKERS)
     assert parser is not None
     seen = []
     for piece in ("<think>", "a", "</think>", "b"):
@@ -201,7 +212,7 @@ def test_the_parser_knows_when_it_reads_thoughts() -> None:
 
 
 def test_a_reply_that_can_be_text_alone_has_no_parser() -> None:
-    assert Reply(DIALECTS["hermes"](""), None).parser(NO_MARKERS) is None
+    assert ReplyForm(DIALECTS["hermes"](""), None).parser(NO_MARKERS) is None
 
 
 TEMPLATES = [

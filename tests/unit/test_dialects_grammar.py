@@ -20,7 +20,7 @@ from tests.unit.test_dialects import FORMS
 from worker.engines.dialects import DIALECTS, MAGISTRAL, THINK
 from worker.engines.dialects.dialect import Dialect
 from worker.engines.dialects.lark import Markers
-from worker.engines.dialects.reply import Reply
+from worker.engines.dialects.reply_form import ReplyForm
 from worker.engines.dialects.tools import Tool, ToolUse
 
 WEATHER = {
@@ -114,7 +114,7 @@ class Walk:
         return self._chance.choice([token for token in allowed if token != self._end] or allowed)
 
 
-def read(reply: Reply, walk: Walk, ids: list[int]) -> Progress:
+def read(reply: ReplyForm, walk: Walk, ids: list[int]) -> Progress:
     """By tokens, of which a reply's text has none that is special but for those that are kept."""
     parser = reply.parser(Markers(walk.tokenizer))
     assert parser is not None
@@ -139,7 +139,7 @@ def check_calls(made: Progress, tools: tuple[Tool, ...] = TOOLS) -> list[str]:
     return [call.name for call in made.tool_calls]
 
 
-def walked(reply: Reply, kind: str, seed: int, structured: str | None = None) -> tuple[Progress, str]:
+def walked(reply: ReplyForm, kind: str, seed: int, structured: str | None = None) -> tuple[Progress, str]:
     grammar = reply.grammar(Markers(tokenizer(kind)[0]), structured)
     assert grammar is not None
     walk = Walk(grammar, kind, seed)
@@ -152,7 +152,7 @@ def walked(reply: Reply, kind: str, seed: int, structured: str | None = None) ->
 def test_forced_calls_are_valid_calls_and_nothing_else(dialect: Dialect, kind: str) -> None:
     several = 0
     for seed in range(12):
-        made, text = walked(Reply(dialect, ToolUse(TOOLS, required=True)), kind, seed)
+        made, text = walked(ReplyForm(dialect, ToolUse(TOOLS, required=True)), kind, seed)
         names = check_calls(made)
         assert names, text
         assert made.text == "", text
@@ -172,7 +172,7 @@ def test_forced_calls_are_valid_calls_and_nothing_else(dialect: Dialect, kind: s
 )
 def test_one_call_is_one_call(dialect: Dialect, kind: str, use: ToolUse) -> None:
     for seed in range(4):
-        made, _ = walked(Reply(dialect, use), kind, seed)
+        made, _ = walked(ReplyForm(dialect, use), kind, seed)
         (name,) = check_calls(made)
         assert name in [tool.name for tool in use.callable]
 
@@ -180,7 +180,7 @@ def test_one_call_is_one_call(dialect: Dialect, kind: str, use: ToolUse) -> None
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dialect", EITHER)
 def test_a_reply_may_be_text_but_its_calls_are_valid(dialect: Dialect, kind: str) -> None:
-    reply = Reply(dialect, ToolUse(TOOLS, names=("get_weather",)))
+    reply = ReplyForm(dialect, ToolUse(TOOLS, names=("get_weather",)))
     grammar = reply.grammar(Markers(tokenizer(kind)[0]), None)
     assert grammar is not None
     begin = "" if dialect.name == "llama3" else "Let me see. "
@@ -199,7 +199,7 @@ def test_a_reply_may_be_text_but_its_calls_are_valid(dialect: Dialect, kind: str
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dialect", EITHER)
 def test_text_alone_ends_where_it_likes(dialect: Dialect, kind: str) -> None:
-    reply = Reply(dialect, ToolUse(TOOLS))
+    reply = ReplyForm(dialect, ToolUse(TOOLS))
     grammar = reply.grammar(Markers(tokenizer(kind)[0]), None)
     assert grammar is not None
     walk = Walk(grammar, kind, 0)
@@ -210,7 +210,7 @@ def test_text_alone_ends_where_it_likes(dialect: Dialect, kind: str) -> None:
 
 @pytest.mark.parametrize("dialect", [form for form in EITHER if form.id != "llama3"])
 def test_a_marker_that_is_a_token_cannot_be_spelled_around_the_constraint(dialect: Dialect) -> None:
-    grammar = Reply(dialect, ToolUse(TOOLS)).grammar(Markers(tokenizer("special tokens")[0]), None)
+    grammar = ReplyForm(dialect, ToolUse(TOOLS)).grammar(Markers(tokenizer("special tokens")[0]), None)
     assert grammar is not None
     walk = Walk(grammar, "special tokens", 0)
     walk.say("Well, " + dialect.markers[0][:-1])
@@ -223,7 +223,7 @@ def test_a_marker_that_is_a_token_cannot_be_spelled_around_the_constraint(dialec
 def test_beside_a_response_format_a_reply_is_of_that_form_or_a_call(dialect: Dialect, kind: str) -> None:
     structured, seen = constraint(Structured("json", REPLY)), set()
     for seed in range(30):
-        made, text = walked(Reply(dialect, ToolUse(TOOLS)), kind, seed, structured)
+        made, text = walked(ReplyForm(dialect, ToolUse(TOOLS)), kind, seed, structured)
         if made.text:
             assert not made.tool_calls, text
             jsonschema.validate(json.loads(made.text), REPLY)
@@ -239,8 +239,8 @@ def test_beside_a_response_format_a_reply_is_of_that_form_or_a_call(dialect: Dia
 def test_a_constraint_begins_behind_the_thoughts(reasoning: Any, begun: bool, kind: str) -> None:
     structured = constraint(Structured("json", REPLY))
     for reply in (
-        Reply(reasoning=reasoning, begun=begun),
-        Reply(DIALECTS["hermes"](""), ToolUse(TOOLS, required=True), reasoning, begun),
+        ReplyForm(reasoning=reasoning, begun=begun),
+        ReplyForm(DIALECTS["hermes"](""), ToolUse(TOOLS, required=True), reasoning, begun),
     ):
         grammar = reply.grammar(Markers(tokenizer(kind)[0]), structured)
         assert grammar is not None
@@ -257,7 +257,7 @@ def test_a_constraint_begins_behind_the_thoughts(reasoning: Any, begun: bool, ki
 
 
 def test_without_thoughts_the_constraint_begins_at_once() -> None:
-    reply = Reply(reasoning=THINK)
+    reply = ReplyForm(reasoning=THINK)
     for seed in range(20):
         made, text = walked(reply, "special tokens", seed, constraint(Structured("json", REPLY)))
         if not made.reasoning and "<think>" not in text:
@@ -268,7 +268,7 @@ def test_without_thoughts_the_constraint_begins_at_once() -> None:
 
 @pytest.mark.parametrize("use", [ToolUse(TOOLS[1:]), None])
 def test_what_need_not_be_forced_costs_nothing(use: ToolUse | None) -> None:
-    assert Reply(DIALECTS["hermes"](""), use).grammar(Markers(tokenizer("text")[0]), None) is None
+    assert ReplyForm(DIALECTS["hermes"](""), use).grammar(Markers(tokenizer("text")[0]), None) is None
 
 
 def test_a_strict_tool_whose_schema_cannot_be_kept_is_refused() -> None:

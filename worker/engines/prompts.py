@@ -14,7 +14,7 @@ from worker.engines import dialects
 from worker.engines.base import EngineRequest, Output
 from worker.engines.chat_template import Chat, ChatTemplate
 from worker.engines.dialects.lark import Markers
-from worker.engines.dialects.reply import Reply
+from worker.engines.dialects.reply_form import ReplyForm
 from worker.engines.dialects.tools import ToolUse
 from worker.engines.tokens import Tokens
 
@@ -140,17 +140,17 @@ class PromptReader:
             add_generation_prompt=payload.get("add_generation_prompt") is not False,
         )
 
-    def _reply(self, payload: Mapping[str, Any], use: ToolUse | None, prompt: str) -> Reply:
+    def _reply(self, payload: Mapping[str, Any], use: ToolUse | None, prompt: str) -> ReplyForm:
         dialect, reasoning = self._dialect if use is not None else None, self._reasoning
         if reasoning is None:
-            return Reply(dialect, use)
+            return ReplyForm(dialect, use)
         if payload.get("continue_final_message"):  # what was said of thoughts, was said there
             said = str(payload["messages"][-1].get("content") or "")
             begun = said.rfind(reasoning.begin) > said.rfind(reasoning.end)
-            return Reply(dialect, use, reasoning if begun or not said else None, begun)
+            return ReplyForm(dialect, use, reasoning if begun or not said else None, begun)
         end = prompt.rstrip()
         is_over = end.endswith(reasoning.end)
-        return Reply(dialect, use, None if is_over else reasoning, begun=end.endswith(reasoning.begin))
+        return ReplyForm(dialect, use, None if is_over else reasoning, begun=end.endswith(reasoning.begin))
 
     def _check_length(self, prompt: int, max_tokens: int | None) -> None:
         # Not even room for one token, unless none is asked for.

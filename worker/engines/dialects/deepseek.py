@@ -35,9 +35,9 @@ class DeepSeek(MarkedDialect):
                 source.give_up()
                 continue
             yield from source.spaces()
-            yield from source.take(END)
+            yield from source.close(END)
             yield from source.spaces()
-            yield from source.take(END_ALL)
+            yield from source.close(END_ALL)
             yield from source.spaces()
 
     def _call(self, source: Source) -> Reads[bool]:
@@ -59,7 +59,7 @@ class DeepSeek(MarkedDialect):
         yield from arguments(source)
         if in_block:
             yield from source.spaces()
-            yield from source.take(BLOCK)
+            yield from source.close(BLOCK)
         return True
 
     def behind_marker(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:

@@ -25,7 +25,7 @@ class Hermes(MarkedDialect):
                 source.give_up()
                 continue
             yield from source.spaces()
-            yield from source.take(END)
+            yield from source.close(END)
             yield from source.spaces()
 
     def behind_marker(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:

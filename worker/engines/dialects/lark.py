@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from worker.engines.dialects.tools import Tool
 
 ANYTHING = "(?s:.*)"
+MOST_CALLS = 16  # in a reply that obeys a grammar: a small model repeats itself until something stops it
 
 
 class Markers:
@@ -75,7 +76,7 @@ class Lark:
 
 
 def one_or_more(call: str, separator: str, *, once: bool) -> str:
-    return call if once else f"{call} ({separator} {call})*"
+    return call if once else f"{call} ({separator} {call}){{0,{MOST_CALLS - 1}}}"
 
 
 def alternatives(bodies: Iterable[str]) -> str:

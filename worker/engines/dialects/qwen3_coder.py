@@ -42,7 +42,7 @@ class Qwen3Coder(MarkedDialect):
             yield from self._arguments(source, _properties(schemas.get(name)))
             for end in (END_FUNCTION, END):
                 yield from source.spaces()
-                yield from source.take(end)
+                yield from source.close(end)
             yield from source.spaces()
 
     def _arguments(self, source: Source, properties: Mapping[str, Any]) -> Reads[None]:

@@ -132,6 +132,11 @@ class Source:
         self._at += len(expected)
         return True
 
+    def close(self, marker: str) -> Reads[None]:
+        """Reads an end marker if it is what comes next, or what there is of it where the reply was cut off."""
+        if not (yield from self.take(marker)) and marker.startswith(self._text[self._at :]):
+            self._at = len(self._text)
+
     def word(self) -> Reads[str]:
         """A name, up to what cannot be a part of one."""
         while True:

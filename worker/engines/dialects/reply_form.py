@@ -13,7 +13,7 @@ from worker.engines.dialects.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ReplyForm:
     """`begun`: the prompt ends within thoughts. Without `dialect` and `use` it calls no tools."""
 
     dialect: Dialect | None = None
@@ -57,7 +57,7 @@ class Reply:
 class ReplyParser:
     """Turns a reply's text, in whatever pieces it comes, into text, thoughts and tool calls."""
 
-    def __init__(self, reply: Reply, markers: Markers) -> None:
+    def __init__(self, reply: ReplyForm, markers: Markers) -> None:
         use, reasoning = reply.use, reply.reasoning
         self.keep = markers.keep(
             (
@@ -85,7 +85,7 @@ class ReplyParser:
             raise AssertionError("a parser waits for text after the end")
         return self._source.made()
 
-    def _parse(self, reply: Reply) -> Reads[None]:
+    def _parse(self, reply: ReplyForm) -> Reads[None]:
         if reply.begun:
             self._source.channel = "reasoning"  # before the first text
         if reply.reasoning is not None:
