@@ -151,7 +151,9 @@ class Checkpoint:
 
     def fingerprint(self, model: PreTrainedModel, tokenizer: Any) -> str:
         config = self.json("config.json")
-        return fingerprint_of(config, tokenizer, model, self._weights_bytes())
+        named = {"tool calls": self._options.tool_call_parser, "reasoning": self._options.reasoning_parser}
+        parsers = [f"{what}: {name}" for what, name in named.items() if name is not None]
+        return fingerprint_of(config, tokenizer, model, self._weights_bytes(), parsers)
 
     def _weights_bytes(self) -> list[int]:
         if self._gguf_file:

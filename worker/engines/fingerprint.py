@@ -10,14 +10,18 @@ from transformers import PreTrainedModel
 NOISE = frozenset({"transformers_version", "dtype", "torch_dtype", "name_or_path", "use_cache"})
 
 
-def fingerprint_of(config: dict[str, Any] | None, tokenizer: Any, model: PreTrainedModel, sizes: list[int]) -> str:
-    """16 hex digits. `sizes`: of the weight files, in bytes. The chat template counts: it makes the prompt."""
+def fingerprint_of(
+    config: dict[str, Any] | None, tokenizer: Any, model: PreTrainedModel, sizes: list[int], parsers: list[str]
+) -> str:
+    """16 hex digits. `sizes`: of the weight files, in bytes. The chat template counts, for it makes the prompt, and so
+    do `parsers` that were named in place of those that it shows: they say what is a tool call."""
     parts = {
         "config": _without_noise(config or {}),
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "template": tokenizer.chat_template,
         "tensors": sorted((name, list(tensor.shape)) for name, tensor in model.state_dict().items()),
         "sizes": sizes,
+        **({"parsers": parsers} if parsers else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
