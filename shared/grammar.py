@@ -35,11 +35,11 @@ LIMITS = LLParserLimits(max_lexer_states=50_000, max_items_in_row=10_000, verbos
 # it the rest of its reply.
 WHITESPACE = {"whitespace_pattern": " ?", "item_separator": ",", "key_separator": ":", "lenient": False}
 # Keywords that say nothing of a value, and so intersect with nothing.
-ANNOTATIONS = frozenset(
-    "$comment $defs $id $schema default definitions deprecated description discriminator example examples nullable "
-    "readOnly title writeOnly".split()
+ANNOTATIONS = {"$comment", "$defs", "$id", "$schema", "definitions", "deprecated", "description", "title"}.union(
+    {"default", "discriminator", "example", "examples", "nullable", "readOnly", "writeOnly", "x-guidance"}
 )
-LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//.*')  # of Lark: strings, regular expressions, comments
+# Of Lark: strings, regular expressions and comments.
+LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//.*')
 SHARED_BY_ALL = ("allOf", "anyOf", "oneOf", "$ref")
 
 
@@ -57,7 +57,8 @@ def _text(structured: Structured) -> str:
     value = structured.value
     match structured.kind:
         case "json":
-            return json.dumps({"grammars": [{"json_schema": json_schema({"type": "object"} if value is True else value)}]})
+            schema = json_schema({"type": "object"} if value is True else value)
+            return json.dumps({"grammars": [{"json_schema": schema}]})
         case "regex":
             return LLMatcher.grammar_from_regex(value)
         case "choice":
@@ -85,24 +86,24 @@ def check(grammar: str, param: str | None = None) -> None:
     """Raises InvalidRequest, in one line, for a grammar that is wrong, that nothing satisfies, that asks for something
     that would not be kept, or that is too large. Takes a millisecond, or at the worst about a second: then beside an
     event loop. Special tokens in it are checked by `compiled` alone, with the model's own."""
-    matcher = compiled(grammar, _bytes_tokenizer(), param, special_tokens=False)
-    if matcher is not None:
-        matcher.compute_bitmask()  # finds what nothing satisfies
-        if matcher.is_error():
-            raise _refusal(matcher.get_error(), param)
+    try:
+        matcher = compiled(grammar, _bytes_tokenizer(), param)
+    except InvalidRequest as error:
+        if "unknown special token" in error.message:
+            return
+        raise
+    matcher.compute_bitmask()  # finds what nothing satisfies
+    if matcher.is_error():
+        raise _refusal(matcher.get_error(), param)
 
 
-def compiled(
-    grammar: str, tokenizer: LLTokenizer, param: str | None = None, *, special_tokens: bool = True
-) -> LLMatcher | None:
-    """The grammar at its beginning. Raises InvalidRequest. None if it has special tokens that do not matter."""
+def compiled(grammar: str, tokenizer: LLTokenizer, param: str | None = None) -> LLMatcher:
+    """The grammar at its beginning. Raises InvalidRequest."""
     _check_length(grammar, param)
     for schema in _schemas(grammar):
         _check_schema(schema, param)
     matcher: LLMatcher = _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
     if matcher.is_error():
-        if not special_tokens and "unknown special token" in matcher.get_error():
-            return None
         raise _refusal(matcher.get_error(), param)
     if warnings := matcher.get_grammar_warnings():
         raise _refusal(warnings[0], param)
@@ -167,9 +168,9 @@ def _check_schema(schema: Any, param: str | None) -> None:
     if intersects:
         largest = functools.reduce(lambda product, one: min(product * one, LARGEST_DIVISOR + 1), divisors)
     if largest > LARGEST_DIVISOR:
-        raise _refusal(f"'multipleOf' is supported up to {LARGEST_DIVISOR} (all of them together, with allOf).", param)
+        raise _refusal(f"'multipleOf' is supported up to {LARGEST_DIVISOR}, with 'allOf' all of them together.", param)
     if intersects and patterns > MOST_PATTERNS:
-        raise _refusal(f"more than {MOST_PATTERNS} patterns beside schemas that are combined (allOf, patternProperties).", param)
+        raise _refusal(f"more than {MOST_PATTERNS} patterns, in schemas that are combined.", param)
 
 
 def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
@@ -195,7 +196,8 @@ def _divisor(value: Any) -> int:
     number = Decimal(repr(value)).normalize().as_tuple()
     if not isinstance(number.exponent, int) or not -30 < number.exponent < 30:
         return LARGEST_DIVISOR + 1
-    return int("".join(map(str, number.digits))) * 10 ** max(0, number.exponent)
+    digits = int("".join(map(str, number.digits)))
+    return digits * int(10 ** max(0, number.exponent))
 
 
 def _intersects(node: dict[str, Any]) -> bool:
@@ -206,4 +208,4 @@ def _intersects(node: dict[str, Any]) -> bool:
     if not combined:
         return False
     several = isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1
-    return several or len(node.keys() - ANNOTATIONS - {"x-guidance"}) > 1
+    return several or len(node.keys() - ANNOTATIONS) > 1

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.errors import TokenbusError
-from shared.messages import FinishReason, Resume, SamplingParams, Usage
+from shared.messages import FinishReason, Resume, SamplingParams, TokenLogprob, ToolCallDelta, Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output, Stepper
 
 Payload = str | list[int] | dict[str, Any]
@@ -22,7 +22,12 @@ class Answer:
 
     def __init__(self) -> None:
         self.text = ""
+        self.reasoning = ""
+        self.tool_calls: list[ToolCallDelta] = []
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.stop: str | None = None
         self.texts: list[str] = []
         self.embeddings: list[str] | None = None
         self.result: dict[str, Any] | None = None
@@ -34,7 +39,12 @@ class Answer:
         assert not self.ended, "an output after the end"
         self.text += output.text
         self.texts.append(output.text)
+        self.reasoning += output.reasoning
+        self.tool_calls += output.tool_calls
         self.token_ids += output.token_ids
+        self.logprobs += output.logprobs
+        self.prompt_logprobs += output.prompt_logprobs
+        self.stop = output.stop
         self.embeddings = output.embeddings or self.embeddings
         self.result = output.result or self.result
         self.finish_reason, self.usage, self.error = output.finish_reason, output.usage, output.error
@@ -140,3 +150,9 @@ class Reference:
             **options,
         )
         return list(out[0, len(ids) :].tolist())
+
+    @torch.inference_mode()
+    def logprobs(self, ids: list[int]) -> torch.Tensor:
+        """Of every token in the vocabulary, after each of the ids: [len(ids), vocabulary]."""
+        logits: torch.Tensor = self.model(torch.tensor([ids])).logits[0]
+        return logits.float().log_softmax(dim=-1)

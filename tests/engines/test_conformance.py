@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Resume, SamplingParams
+from shared.messages import Resume, SamplingParams, Structured
 from tests.engines.driving import Answer
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.engines.options import EngineOptions
@@ -129,6 +129,75 @@ async def test_a_stop_string_ends_the_text_before_it(client: Client) -> None:
     assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == len(answer.token_ids)
+
+
+async def test_the_stop_string_that_was_met_is_told(client: Client) -> None:
+    whole = await client.answer("whole")
+    stop = whole.text[6:11]
+    assert whole.stop is None
+    assert (await client.answer("stopped", stop=("\x00", stop))).stop == stop
+
+
+@pytest.mark.parametrize("top", [0, 1])
+async def test_each_token_has_its_log_probability_where_it_is_asked_for(client: Client, top: int) -> None:
+    answer = await client.answer("a", logprobs=top)
+    assert len(answer.logprobs) == len(answer.token_ids) == 12
+    assert all(one.logprob is not None and one.logprob <= 0 and len(one.top) == top for one in answer.logprobs)
+    assert answer.token_ids == (await client.answer("plain")).token_ids
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+async def test_an_echoed_prompt_comes_first_and_once(client: Client, max_tokens: int) -> None:
+    request: dict[str, Any] = {"kind": "completion", "payload": {"prompt": WORDS}, "max_tokens": max_tokens}
+    plain = await client.answer("plain", **request)
+    echoed = await client.answer("echoed", **request, echo=True, logprobs=1)
+    assert echoed.text == WORDS + plain.text
+    assert (echoed.token_ids, echoed.finish_reason, echoed.usage) == (plain.token_ids, "length", plain.usage)
+    assert echoed.usage is not None
+    assert len(echoed.prompt_logprobs) == echoed.usage.prompt_tokens
+    assert echoed.prompt_logprobs[0].logprob is None
+    for tokens in range(1, max_tokens + 1):
+        ids, text = echoed.token_ids[:tokens], "".join(echoed.texts[:tokens])
+        rest = await client.answer(f"from {tokens}", **request, echo=True, logprobs=1, resume=Resume(ids, len(text)))
+        assert (text + rest.text, rest.prompt_logprobs) == (echoed.text, [])
+
+
+async def test_min_tokens_and_ignore_eos_are_kept(client: Client) -> None:
+    answer = await client.answer("a", max_tokens=9, min_tokens=9, ignore_eos=True)
+    assert (len(answer.token_ids), answer.finish_reason) == (9, "length")
+
+
+async def test_no_tokens_asked_for_none_made(client: Client) -> None:
+    answer = await client.answer("a", max_tokens=0)
+    assert (answer.token_ids, answer.text, answer.finish_reason) == ([], "", "length")
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "logit_bias": {"logit_bias": {70: 1.0}},
+    "stop_token_ids": {"stop_token_ids": (70,)},
+    "structured_outputs": {"structured": Structured("choice", ["yes", "no"])},
+}
+
+
+@pytest.mark.parametrize("param", ASKED)
+async def test_what_an_engine_has_not_it_refuses_by_name(client: Client, param: str) -> None:
+    answer = await client.answer("a", **ASKED[param])
+    if client.info.name == "echo":
+        assert answer.error is not None
+        assert (answer.error.code, answer.error.param) == ("unsupported_parameter", param)
+    else:
+        assert answer.finish_reason is not None
+
+
+async def test_a_bad_grammar_is_told_so_and_hurts_no_good_one_beside_it(client: Client) -> None:
+    if client.info.name == "echo":
+        pytest.skip("it has no grammars")
+    good = client.submit("good", structured=Structured("regex", "[a-z]{5}"))
+    bad = await client.answer("bad", structured=Structured("regex", "(a"))
+    await client.until(lambda: good.ended, "the good one's end")
+    assert bad.error is not None
+    assert (bad.error.code, bad.error.retryable) == ("invalid_value", False)
+    assert (len(good.text), good.finish_reason) == (5, "stop")
 
 
 async def test_a_cancelled_request_leaves_nothing_running(client: Client) -> None:

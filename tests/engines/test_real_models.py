@@ -1,6 +1,7 @@
 """The demo models, from their own files."""
 
 import importlib.util
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import gguf
 import pytest
 import torch
 
+from shared.messages import Structured
 from tests.engines.driving import Reference, Stepping
 from tests.engines.test_embedding import embed
 
@@ -76,6 +78,32 @@ def test_a_gguf_file_is_parsed_once(load: Callable[..., Stepping], monkeypatch: 
     load(Path(file.name), threads=2)
     assert set(made.values()) == {1}, made
     assert dict(vars(gguf)) == names
+
+
+def test_prompts_are_scored_as_by_a_plain_forward(smollm: Stepping, plain_smollm: Reference) -> None:
+    encoder = smollm.generation._tokenizer
+    prompts = [encoder.encode(prompt * 6).ids for prompt in PROMPTS[:6]]
+    names = [smollm.submit(ids, max_tokens=place % 2, echo=True, logprobs=2) for place, ids in enumerate(prompts)]
+    smollm.finish()
+    for ids, name in zip(prompts, names, strict=True):
+        expected = plain_smollm.logprobs(ids)
+        scored = smollm.answers[name].prompt_logprobs
+        assert "".join(one.token for one in scored) == encoder.decode(ids)
+        for place, one in enumerate(scored[1:]):
+            assert abs((one.logprob or 0.0) - float(expected[place, ids[place + 1]])) < 1e-4
+
+
+def test_it_answers_in_the_json_that_was_asked_for(smollm: Stepping) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    messages = [{"role": "user", "content": "Describe Ada, who is 36 years old, as JSON."}]
+    answer = smollm.answer({"messages": messages}, structured=Structured("json", schema), max_tokens=60)
+    assert answer.finish_reason == "stop"
+    assert set(json.loads(answer.text)) == {"name", "age"}
 
 
 def test_it_chats_and_stops(smollm: Stepping) -> None:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from worker.engines.detokenizer import Detokenizer
+from worker.engines.detokenizer import Detokenizer, special_ids
 
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve café ½ – the end\n"
 
@@ -37,7 +37,7 @@ def sentencepiece_like() -> Tokenizer:
 
 
 def pieces_of(tokenizer: Tokenizer, ids: list[int], context: list[int] | None = None) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, context or [])
+    detokenizer = Detokenizer(tokenizer, context or [], special_ids(tokenizer))
     return [detokenizer.push(token_id) for token_id in ids]
 
 
@@ -59,6 +59,12 @@ def test_special_tokens_are_not_shown(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("the <|end|>end").ids
     assert byte_level.token_to_id("<|end|>") in ids
     assert "".join(pieces_of(byte_level, ids)) == "the end"
+
+
+def test_a_special_token_that_is_not_hidden_is_shown(byte_level: Tokenizer) -> None:
+    detokenizer = Detokenizer(byte_level)
+    ids = byte_level.encode("the <|end|>end").ids
+    assert "".join(map(detokenizer.push, ids)) == "the <|end|>end"
 
 
 def test_ids_beyond_the_vocabulary_are_no_text(byte_level: Tokenizer) -> None:

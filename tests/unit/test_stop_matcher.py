@@ -9,7 +9,7 @@ def through(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
     """The text that comes out, to the end."""
     matcher = StopMatcher(stops)
     text = "".join(matcher.push(piece) for piece in pieces)
-    return text + matcher.flush(), matcher.matched
+    return text + matcher.flush(), matcher.matched is not None
 
 
 def cuts(text: str) -> list[list[str]]:
@@ -63,6 +63,14 @@ def test_no_more_is_held_back_than_could_be_a_beginning() -> None:
 
 def test_the_first_of_several_stop_strings_cuts() -> None:
     assert through(("dog", "fox"), ["the fox and the dog"]) == ("the ", True)
+
+
+def test_it_says_which_stop_string_was_met() -> None:
+    matcher = StopMatcher(("dog", "fox"))
+    matcher.push("the do")
+    assert matcher.matched is None
+    matcher.push("g")
+    assert matcher.matched == "dog"
 
 
 def test_nothing_comes_after_a_match() -> None:

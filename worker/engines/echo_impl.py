@@ -5,11 +5,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel
-from shared.messages import GENERATION_KINDS, FinishReason, Usage
+from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel, UnsupportedParameter
+from shared.messages import GENERATION_KINDS, FinishReason, Logprob, Resume, TokenLogprob, Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output, SteppedEngine
 from worker.engines.options import EngineOptions
 from worker.engines.text import StopMatcher
@@ -30,18 +30,37 @@ class Sequence:
     prompt_tokens: int
     limit: int
     stops: StopMatcher
+    logprobs: int | None = None
+    prompt: str | None = None  # to be given out first
     made: int = 0
     skip: int = 0  # characters that the gateway already has
     unsent: str = ""  # made before, and not among them
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
-    def next_token(self) -> tuple[int, str]:
+    def resume(self, resume: Resume | None) -> None:
+        replayed = resume.token_ids if resume is not None else []
+        self.skip = resume.chars_sent if resume is not None else 0
+        if self.prompt is not None:
+            self.unsent = self._unsent(self.prompt)
+            if self.logprobs is not None and not replayed:
+                words = [(" " if place else "") + word for place, word in enumerate(self.prompt.split())]
+                self.prompt_logprobs = [self._certain(word) for word in words]
+                self.prompt_logprobs[:1] = [TokenLogprob(word, None) for word in words[:1]]
+        for _ in replayed:
+            self.unsent += self.next_token()[1]
+
+    def next_token(self) -> tuple[int, str, list[TokenLogprob]]:
         index = self.made % len(self.words)
         text = ("" if self.made == 0 else " ") + self.words[index]
         self.made += 1
-        return index, self._unsent(self.stops.push(text))
+        logprobs = [] if self.logprobs is None else [self._certain(text)]
+        return index, self._unsent(self.stops.push(text)), logprobs
+
+    def _certain(self, token: str) -> TokenLogprob:
+        return TokenLogprob(token, 0.0, top=[Logprob(token, 0.0)] if self.logprobs else [])
 
     def finish_reason(self) -> FinishReason | None:
-        if self.stops.matched or not self.words:
+        if self.stops.matched is not None or not self.words:
             return "stop"
         return "length" if self.made >= self.limit else None
 
@@ -78,22 +97,24 @@ class EchoStepper:
     def prepare(self, request: EngineRequest) -> Sequence:
         if request.kind not in GENERATION_KINDS:
             raise UnsupportedModel(f"The echo engine does not support {request.kind} requests.")
+        _refuse_what_it_cannot(request)
         last, everything = _texts(request.payload)
         if self._crash_word and any(self._crash_word in text for text in everything):
             os._exit(134)  # as hard as a native library that aborts
         prompt_tokens = sum(len(text.split()) for text in everything)
         room = self._max_model_len - prompt_tokens
-        if room <= 0:
+        if room < 0 or (room == 0 and request.sampling.max_tokens != 0):
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self._max_model_len} tokens. "
                 f"However, your messages resulted in {prompt_tokens} tokens. Please reduce their length."
             )
-        limit = min(request.sampling.max_tokens or room, room)
-        sequence = Sequence(request.id, last.split(), prompt_tokens, limit, StopMatcher(request.sampling.stop))
-        if request.resume is not None:
-            sequence.skip = request.resume.chars_sent
-            for _ in request.resume.token_ids:
-                sequence.unsent += sequence.next_token()[1]
+        sampling = request.sampling
+        limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        sequence = Sequence(
+            request.id, last.split(), prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs
+        )
+        sequence.prompt = last if sampling.echo else None
+        sequence.resume(request.resume)
         return sequence
 
     def add(self, prepared: Sequence) -> None:
@@ -129,17 +150,32 @@ class EchoStepper:
             self._next_step = max(self._next_step, now - self._interval) + self._interval
 
     def _advance(self, sequence: Sequence) -> Output:
-        output = Output(id=sequence.id, text=sequence.unsent)
-        sequence.unsent = ""
+        output = Output(id=sequence.id, text=sequence.unsent, prompt_logprobs=sequence.prompt_logprobs)
+        sequence.unsent, sequence.prompt_logprobs = "", []
         if sequence.finish_reason() is None:  # a resumed one may have nothing left to do
-            token, text = sequence.next_token()
+            token, text, output.logprobs = sequence.next_token()
             output.text += text
             output.token_ids = [token]
         if reason := sequence.finish_reason():
             output.text += sequence.end()
-            output.finish_reason = reason
+            output.finish_reason, output.stop = reason, sequence.stops.matched
             output.usage = sequence.usage()
         return output
+
+
+def _refuse_what_it_cannot(request: EngineRequest) -> None:
+    sampling, payload = request.sampling, request.payload
+    asked = {
+        "logit_bias": sampling.logit_bias,
+        "structured_outputs": sampling.structured,
+        "stop_token_ids": sampling.stop_token_ids,
+        "tools": payload.get("tools"),
+        "tool_choice": payload.get("tool_choice", {}).get("mode") == "required",
+        "reasoning_effort": payload.get("reasoning_effort", "none") != "none",
+    }
+    for param, value in asked.items():
+        if value:
+            raise UnsupportedParameter(f"The echo engine does not support {param!r}.", param=param)
 
 
 def _texts(payload: Mapping[str, Any]) -> tuple[str, list[str]]:

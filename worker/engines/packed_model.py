@@ -27,16 +27,17 @@ class PackedModel:
 
     @torch.inference_mode()
     def forward(self, work: Sequence[tuple[RowCache, list[int]]], wanted: Sequence[int]) -> Tensor:
-        """Computes each row's next tokens, and returns float32 logits [len(wanted), vocabulary].
+        """Computes each row's next tokens, and returns float32 logits [sum(wanted), vocabulary], row after row.
 
-        work: of each row, its cache and the ids that follow what the cache holds. wanted: the rows (by their place
-        in `work`) whose last token's logits are needed.
+        work: of each row, its cache and the ids that follow what the cache holds. wanted: of how many of its last
+        tokens the logits are needed.
         """
         segments, start = [], 0
         for cache, token_ids in work:
             segments.append(Segment(cache, start, start + len(token_ids)))
             start += len(token_ids)
-        logits = self._run(Packed(segments), [ids for _, ids in work], [segments[row].end - 1 for row in wanted])
+        places = [place for one, last in zip(segments, wanted, strict=True) for place in range(one.end - last, one.end)]
+        logits = self._run(Packed(segments), [ids for _, ids in work], places)
         for segment in segments:
             segment.cache.length += segment.end - segment.start
         return logits

@@ -1,9 +1,10 @@
-"""From logits to tokens: penalties, temperature, truncation and the Gumbel-max draw, for a batch of rows at once.
+"""From logits to tokens: penalties, bias, temperature, truncation and the Gumbel-max draw, for a batch of rows at once.
 
-Each row has parameters and noise of its own, so that it draws the same alone and in a crowd.
+What a grammar forbids is -inf before (grammar.py), and log probabilities are of the logits as they were before all of
+this (logprobs.py). Each row has parameters and noise of its own, so that it draws the same alone and in a crowd.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,14 +50,29 @@ class Penalties:
             logits.sub_(self._counts, alpha=params.frequency_penalty)
 
 
+class Bias:
+    """What is added to the logits of single tokens."""
+
+    def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
+        self._ids = torch.tensor(list(bias), dtype=torch.int64, device=device)
+        self._values = torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+
+    def apply(self, logits: Tensor) -> None:
+        """In place, on float32 [vocabulary]."""
+        logits.index_add_(0, self._ids, self._values)
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How the next token of one sequence is drawn; `index` is that token's place in the completion."""
+    """How the next token of one sequence is drawn; `index` is that token's place in the completion, `banned` are ids
+    that may come only where nothing else may."""
 
     params: SamplingParams
     choice: int
     index: int
     penalties: Penalties | None = None
+    bias: Bias | None = None
+    banned: Tensor | None = None
 
     @property
     def is_random(self) -> bool:
@@ -75,6 +91,10 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     for row, draw in enumerate(draws):
         if draw.penalties is not None:
             draw.penalties.apply(logits[row])
+        if draw.bias is not None:
+            draw.bias.apply(logits[row])
+        if draw.banned is not None:
+            _ban(logits[row], draw.banned)
     best, tokens = logits.max(dim=-1)
     for truncated in (False, True):
         rows = [row for row, draw in enumerate(draws) if draw.is_random and draw.is_truncated is truncated]
@@ -83,6 +103,14 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
             tokens[rows] = draw_rows(_scaled(logits, best, draws, rows), [draws[row] for row in rows])
     finite = best.isfinite().tolist()
     return [token if ok else None for token, ok in zip(tokens.tolist(), finite, strict=True)]
+
+
+def _ban(logits: Tensor, ids: Tensor) -> None:
+    """A grammar that is complete leaves nothing but the end; that must not be taken from it."""
+    before = logits[ids]
+    logits[ids] = -torch.inf
+    if logits.max() == -torch.inf:
+        logits[ids] = before
 
 
 def _scaled(logits: Tensor, best: Tensor, draws: Sequence[Draw], rows: list[int]) -> Tensor:

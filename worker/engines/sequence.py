@@ -1,15 +1,19 @@
 """One sequence, from its prompt to its last token: what is computed of it, what ends it, what is still unsent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from shared.messages import FinishReason, Usage
+from shared.messages import FinishReason, Progress, TokenLogprob, Usage
 from worker.engines.base import EngineRequest, Output
 from worker.engines.detokenizer import Detokenizer
+from worker.engines.grammar import Matcher
 from worker.engines.packed_attention import RowCache
-from worker.engines.sampling import Draw, Penalties
+from worker.engines.prompts import Prompt
+from worker.engines.reply import Reply, Unsent
+from worker.engines.sampling import Bias, Draw, Penalties
 from worker.engines.text import StopMatcher
 
 CONTEXT_TOKENS = 6  # of a prompt, to decode the first token of its continuation
@@ -17,42 +21,53 @@ CONTEXT_TOKENS = 6  # of a prompt, to decode the first token of its continuation
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model says about where its sequences end."""
+    """What a model says about where its sequences end, and which of its tokens are no text."""
 
     eos_ids: frozenset[int]
     max_model_len: int
+    special_ids: frozenset[int] = field(default_factory=frozenset)
 
 
 class Sequence:
     """A row of the batch. `push` takes each token of the completion, also those another worker made (resume)."""
 
-    def __init__(self, request: EngineRequest, prompt_ids: list[int], limits: Limits, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: EngineRequest, prompt: Prompt, limits: Limits, tokenizer: Tokenizer, matcher: Matcher | None
+    ) -> None:
         self.id = request.id
         self.cache = RowCache()
+        self.matcher = matcher
+        self.params = request.sampling
         self.finish_reason: FinishReason | None = None
         self._request = request
-        self._params = request.sampling
-        self._eos_ids = limits.eos_ids
-        self._ids = list(prompt_ids)
-        self._prompt_tokens = len(prompt_ids)
-        room = limits.max_model_len - len(prompt_ids)
-        self._max_tokens = room if self._params.max_tokens is None else min(room, self._params.max_tokens)
-        context = prompt_ids[-CONTEXT_TOKENS:] if request.kind == "completion" else []
-        self._detokenizer = Detokenizer(tokenizer, context)
-        self._stops = StopMatcher(self._params.stop)
+        self._ids = list(prompt.ids)
+        self._prompt_tokens = len(prompt.ids)
+        room = limits.max_model_len - len(prompt.ids)
+        self._max_tokens = room if self.params.max_tokens is None else min(room, self.params.max_tokens)
+        # A grammar that is complete ends the reply, whatever else was asked for.
+        self._eos_ids = frozenset() if self.params.ignore_eos and matcher is None else limits.eos_ids
+        self._ends = self._eos_ids | frozenset(self.params.stop_token_ids)
+        context = prompt.ids[-CONTEXT_TOKENS:] if request.kind == "completion" else []
+        hidden = limits.special_ids - prompt.parser.keep if prompt.parser else limits.special_ids
+        unsent = Unsent(request.resume)
+        detokenizer = Detokenizer(tokenizer, context, hidden)
+        self._reply = Reply(detokenizer, StopMatcher(self.params.stop), prompt.parser, unsent)
         self._penalties: Penalties | None = None
-        self._text = ""  # made, and not yet taken
-        self._sent_before = 0  # characters of the text that the client already has
-        if request.resume is not None:
-            self._replay(request.resume.token_ids, request.resume.chars_sent)
-        if self.finish_reason is None and self._completion_tokens >= self._max_tokens:
-            self._finish("length")
-
-    def _replay(self, token_ids: list[int], chars_sent: int) -> None:
-        self._sent_before = chars_sent
-        for token_id in token_ids:
+        self._bias: Bias | None = None
+        self._prompt_logprobs: list[TokenLogprob] = []
+        replayed = request.resume.token_ids if request.resume is not None else []
+        if self.params.echo:
+            unsent.add(Progress(text=self._prompt_text(tokenizer)))
+        self.scores_prompt = self.params.echo and self.params.logprobs is not None and not replayed
+        for token_id in replayed:
             if self.finish_reason is None:
                 self.push(token_id)
+        if self.finish_reason is None and self._completion_tokens >= self._max_tokens and not self.scores_prompt:
+            self._finish("length")
+
+    def _prompt_text(self, tokenizer: Tokenizer) -> str:
+        prompt = self._request.payload["prompt"]
+        return prompt if isinstance(prompt, str) else tokenizer.decode(self._ids, skip_special_tokens=False)
 
     @property
     def _completion_tokens(self) -> int:
@@ -66,39 +81,83 @@ class Sequence:
     def next_tokens(self, budget: int) -> list[int]:
         return self._ids[self.cache.length : self.cache.length + budget]
 
+    def next_prompt_ids(self, computed: int) -> list[int]:
+        """The prompt's tokens that the logits of its `computed` last tokens are about: those after each of them."""
+        end = self.cache.length + 1
+        return self._ids[end - computed : min(end, self._prompt_tokens)]
+
+    def score_prompt(self, scored: list[TokenLogprob]) -> None:
+        """Takes the next of the prompt's tokens. After the last of them the completion begins, or all is done."""
+        self._prompt_logprobs += scored
+        if self.cache.length == self._prompt_tokens:
+            self.scores_prompt = False
+            if self._max_tokens == 0:
+                self._finish("length")
+
+    def ends_with(self, token_id: int) -> bool:
+        """As the next token, it would end the completion without being a part of its text."""
+        return token_id in self._ends
+
     def push(self, token_id: int) -> None:
-        """The completion grows by a token, which may end it."""
+        """The completion grows by a token, which may end it. Raises InvalidRequest where its grammar forbids it."""
         self._ids.append(token_id)
         if self._penalties is not None:
             self._penalties.see([token_id], completion=True)
-        if token_id in self._eos_ids:
+        ends = self.ends_with(token_id)
+        if self.matcher is not None:
+            self.matcher.push(None if ends else token_id)
+        if ends:
             self._finish("stop")
             return
-        self._release(self._stops.push(self._detokenizer.push(token_id)))
-        if self._stops.matched:
+        self._reply.push(token_id)
+        if self._reply.stop is not None or (self.matcher is not None and self.matcher.is_done):
             self._finish("stop")
         elif self._completion_tokens >= self._max_tokens:
             self._finish("length")
 
     def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
-        self._release(self._stops.flush())
+        self._reply.finish()
 
-    def _release(self, text: str) -> None:
-        known = min(self._sent_before, len(text))
-        self._sent_before -= known
-        self._text += text[known:]
-
-    def output(self, token_ids: list[int]) -> Output:
+    def output(self, token_ids: list[int], logprobs: list[TokenLogprob]) -> Output:
         """What has come to light since the last call, with the new `token_ids`."""
-        text, self._text = self._text, ""
-        usage = None if self.finish_reason is None else Usage(self._prompt_tokens, self._completion_tokens)
-        return Output(id=self.id, text=text, token_ids=token_ids, finish_reason=self.finish_reason, usage=usage)
+        made, scored = self._reply.take(), self._prompt_logprobs
+        self._prompt_logprobs = []
+        return Output(
+            id=self.id,
+            text=made.text,
+            reasoning=made.reasoning,
+            tool_calls=made.tool_calls,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=scored,
+            finish_reason=self.finish_reason,
+            stop=self._reply.stop,
+            usage=self._usage() if self.finish_reason is not None else None,
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(self._prompt_tokens, self._completion_tokens, reasoning_tokens=self._reply.reasoning_tokens)
 
     def draw(self, vocabulary: int, device: torch.device) -> Draw:
         """How to draw the next token."""
-        if self._penalties is None and Penalties.asked_for(self._params):
-            self._penalties = Penalties(self._params, vocabulary, device)
+        if self._penalties is None and Penalties.asked_for(self.params):
+            self._penalties = Penalties(self.params, vocabulary, device)
             self._penalties.see(self._ids[: self._prompt_tokens], completion=False)
             self._penalties.see(self._ids[self._prompt_tokens :], completion=True)
-        return Draw(self._params, self._request.choice, self._completion_tokens, self._penalties)
+        if self._bias is None and self.params.logit_bias:
+            self._bias = Bias(self.params.logit_bias, device)
+        return Draw(
+            self.params, self._request.choice, self._completion_tokens, self._penalties, self._bias, self._ban(device)
+        )
+
+    def _ban(self, device: torch.device) -> Tensor | None:
+        """What ends a completion, while it may not end. With ignore_eos and a grammar it never may, but where nothing
+        else can follow."""
+        if self._completion_tokens < self.params.min_tokens:
+            ids = self._ends
+        elif self.params.ignore_eos and self.matcher is not None:
+            ids = self._eos_ids
+        else:
+            return None
+        return torch.tensor(sorted(ids), dtype=torch.int64, device=device) if ids else None

@@ -11,7 +11,7 @@ class StopMatcher:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
         self._held = ""
-        self.matched = False
+        self.matched: str | None = None
 
     def push(self, text: str) -> str:
         """The text that may go out now; after a match (`matched`) nothing more will."""
@@ -22,9 +22,9 @@ class StopMatcher:
         text = self._held + text
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.matched = True
             self._held = ""
-            return text[: min(found)[0]]
+            at, self.matched = min(found)
+            return text[:at]
         held = self._beginning_of_a_stop(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -1,0 +1,67 @@
+"""Grammars over one model's tokens: which token may come next in each sequence that has one."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from shared.errors import InvalidRequest
+from shared.grammar import compiled
+
+COMPILED = 64  # grammars kept, in case they come again
+
+
+class Matcher:
+    """Where one sequence is in its grammar."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.at = matcher
+
+    def push(self, token_id: int | None) -> None:
+        """None: the end. Raises InvalidRequest: for a grammar that turns out to be too complex here, or for a token
+        that it forbids, which only a resumed sequence could bring."""
+        if token_id is not None:
+            self.at.consume_token(token_id)
+        if self.at.is_error():
+            raise InvalidRequest(f"The reply cannot follow the grammar: {self.at.get_error().partition(chr(10))[0]}")
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing but the end can follow."""
+        return bool(self.at.is_stopped())
+
+
+class Grammars:
+    """Compiles for one model. `matcher` is called beside the step thread, `constrain` in it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, eos_ids: frozenset[int]) -> None:
+        """vocabulary: of the model's logits, which may have more places than there are tokens."""
+        size = max(vocabulary, tokenizer.get_vocab_size())
+        self._tokens = LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=sorted(eos_ids) or None)
+        self._executor = LLExecutor(torch.get_num_threads())
+        self._words = -(-self._tokens.vocab_size // 32)
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def matcher(self, grammar: str) -> Matcher:
+        """At the grammar's beginning. Raises InvalidRequest."""
+        if (known := self._compiled.get(grammar)) is None:
+            known = self._compiled[grammar] = compiled(grammar, self._tokens)
+            if len(self._compiled) > COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return Matcher(known.deep_copy())
+
+    def constrain(self, logits: Tensor, rows: Sequence[tuple[int, Matcher]]) -> None:
+        """In float32 [rows, vocabulary], in place: -inf for the tokens that may not follow. Of a grammar that fails,
+        the end alone may."""
+        bits = torch.zeros((len(rows), self._words), dtype=torch.int32)
+        places = [(matcher.at, place) for place, (_, matcher) in enumerate(rows)]
+        self._executor.unsafe_compute_mask_ptr(places, bits.data_ptr(), self._words * 4, len(rows))
+        allowed = np.unpackbits(bits.numpy().view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[1]]
+        forbidden = torch.from_numpy(allowed == 0).to(logits.device)
+        for place, (row, _) in enumerate(rows):
+            logits[row].masked_fill_(forbidden[place], -torch.inf)

@@ -1,0 +1,70 @@
+"""How probable the tokens of a prompt or a completion were, and which others were.
+
+All of it is of the model's own distribution: before penalties, bias, grammar, temperature and truncation.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from llguidance import LLTokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from shared.messages import Logprob, TokenLogprob
+
+LEAST = -9999.0  # for what cannot come at all: JSON has no infinity
+
+
+class Pieces:
+    """The text of single tokens, with the space that a word begins with; a special token is what it is called."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokens = LLTokenizer(tokenizer.to_str())
+        self._known: dict[int, tuple[str, list[int] | None]] = {}
+
+    def __call__(self, token_id: int) -> tuple[str, list[int] | None]:
+        """Text and, where they are not its UTF-8, bytes: a token can be a part of a character, or of several."""
+        if token_id not in self._known:
+            self._known[token_id] = self._read(token_id)
+        return self._known[token_id]
+
+    def _read(self, token_id: int) -> tuple[str, list[int] | None]:
+        if token_id >= self._tokens.vocab_size:  # of a place in the logits that is no token
+            return "", None
+        raw = self._tokens.decode_bytes([token_id])
+        try:
+            return raw.decode(), None
+        except UnicodeDecodeError:
+            return raw.decode(errors="replace"), list(raw)
+
+
+class Scores:
+    """Log probabilities of float32 logits [rows, vocabulary], and of each row the `tops` most probable tokens."""
+
+    def __init__(self, logits: Tensor, tops: Sequence[int]) -> None:
+        self._values = logits.log_softmax(dim=-1).clamp_min_(LEAST)
+        self.are_numbers = not bool(self._values.isnan().any())
+        self._tops = tops
+        best = self._values.topk(min(max(tops, default=0), logits.shape[1]), dim=-1)
+        self._best = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    def tokens(
+        self, token_ids: Sequence[int], pieces: Pieces, ends: Sequence[bool] | None = None
+    ) -> list[TokenLogprob]:
+        """Of one token in each row. `ends`: those that end a reply and are no part of its text, and so have none."""
+        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._values.device)
+        values = self._values.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+        ends = [False] * len(values) if ends is None else ends
+        return [
+            self._token(row, token_id, value, pieces, is_end)
+            for row, (token_id, value, is_end) in enumerate(zip(token_ids, values, ends, strict=True))
+        ]
+
+    def _token(self, row: int, token_id: int, value: float, pieces: Pieces, is_end: bool) -> TokenLogprob:
+        def named(one: int) -> tuple[str, list[int] | None]:
+            return ("", None) if is_end and one == token_id else pieces(one)
+
+        best = list(zip(*self._best[row], strict=True))[: self._tops[row]]
+        top = [Logprob(named(one)[0], probable, named(one)[1]) for one, probable in best]
+        text, raw = named(token_id)
+        return TokenLogprob(text, value, raw, top)
