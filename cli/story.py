@@ -96,7 +96,9 @@ class Story:
 
     def _waited(self) -> int:
         """For a claim, or for the end if none came."""
-        return sum(self._spans(lambda one: one.at if one.event in ("accepted", "reissued") else None, "claimed"))
+        return sum(
+            self._spans(lambda one: one.at if one.event in ("accepted", "adopted", "reissued") else None, "claimed")
+        )
 
     def _pauses(self) -> list[int]:
         """From the last sign of a lost attempt to the first of the next one."""
@@ -125,6 +127,8 @@ def in_words(one: Milestone) -> str:
     match one.event:
         case "accepted" | "queued":
             return one.event
+        case "adopted":
+            return f"adopted from a gateway that died: {count(int(details.get('tokens', 0)), 'token')} so far"
         case "claimed":
             return f"claimed by {details.get('worker')} (attempt {int(details.get('attempt', 0)) + 1})"
         case "first_token":

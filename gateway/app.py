@@ -3,24 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 
 from gateway.anthropic.endpoints import message_endpoints
-from gateway.asked import Asked
-from gateway.bodies import Bodies, Body
+from gateway.bodies import Bodies, invalid_query
 from gateway.endpoints import generation_endpoints
 from gateway.front import Front
-from gateway.generate import Answer, Generator
+from gateway.generate import Generator
 from gateway.hub import Hub
 from gateway.lease import GatewayLease
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
 from gateway.refusals import refusal
 from gateway.replies import error_response, json_response
+from gateway.responses.endpoints import add_stored_responses, response_endpoints
+from gateway.responses.followers import Followers
+from gateway.responses.keeper import Keeper
+from gateway.responses.records import Records
+from gateway.responses.service import Responses
 from gateway.results import result_endpoints
 from gateway.watch import Watch
 from registry.directory import Directory
@@ -42,6 +47,7 @@ from shared.messages import ModelRecord, new_process_id
 from shared.queue import DispatchMethod
 
 log = get_logger(__name__)
+Accepted = TypeVar("Accepted")
 
 READY_WITHIN_S = 1.0
 ACCEPTED_WITHIN_S = 5.0  # a Redis that is stopped, or behind a dead link, answers nothing and raises nothing
@@ -61,6 +67,7 @@ class Gateway:
         stall_timeout: float,
         no_worker_timeout: float,
         default_max_tokens: int | None,
+        response_ttl: float,
         metrics: Metrics,
         on_fatal: Callable[[BaseException], None],
         accepts_within: float = 0.0,
@@ -77,6 +84,10 @@ class Gateway:
         self.directory = Directory(self.redis, keys)
         self._brake = MemoryBrake(self.redis)
         self.generator = Generator(self.hub, self.directory, self._brake, default_max_tokens)
+        records = Records(self.redis, keys, int(response_ttl * 1000))
+        self._followers = Followers(self.redis, keys, records)
+        self._keeper = Keeper(self.redis, keys, self.hub, records, self._followers)
+        self.responses = Responses(self.generator, self.hub, self._keeper, self._followers, records)
         self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
         self._janitor = Janitor(self.redis, keys, id)
         self._lease = GatewayLease(redis_url, keys.gateway(id))
@@ -86,7 +97,16 @@ class Gateway:
         try:
             await wait_for_redis(self.redis, self._redis_url)
             async with asyncio.TaskGroup() as tasks:
-                for part in (self._lease, self.hub, self.directory, self._brake, self._watch, self._janitor):
+                for part in (
+                    self._lease,
+                    self.hub,
+                    self.directory,
+                    self._brake,
+                    self._watch,
+                    self._janitor,
+                    self._keeper,
+                    self._followers,
+                ):
                     tasks.create_task(part.run(), name=type(part).__name__)
         except Exception as error:
             self._on_fatal(error)
@@ -111,7 +131,7 @@ class Gateway:
             error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
             asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
 
-    async def accept(self, submit: Callable[[Body, Asked], Awaitable[Answer]], body: Body, asked: Asked) -> Answer:
+    async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
         try:
             if self.stopping:
@@ -119,7 +139,7 @@ class Gateway:
             if not self._lease.taken.is_set():
                 raise BusUnavailable("The message bus is not reached yet; try again.", retry_after=2)
             async with asyncio.timeout(ACCEPTED_WITHIN_S):
-                return await submit(body, asked)
+                return await act()
         except OutOfMemoryError:
             refusal: TokenbusError = bus_full()
         except BUS_ERRORS as error:
@@ -156,16 +176,23 @@ def create_app(
         version=__version__,
         lifespan=gateway.lifespan,
         redirect_slashes=False,  # a redirect would drop the body
-        exception_handlers={TokenbusError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
+        exception_handlers={
+            TokenbusError: _on_error,
+            HTTPException: _on_http_error,
+            RequestValidationError: _on_bad_query,
+            Exception: _on_fault,
+        },
     )
     bodies = Bodies(max_body_bytes, max_bodies_bytes)
     endpoints = {
         **generation_endpoints(gateway, bodies),
         **result_endpoints(gateway, bodies),
         **message_endpoints(gateway, bodies),
+        **response_endpoints(gateway, bodies),
     }
     _add_health(app, gateway)
     _add_models(app, gateway)
+    add_stored_responses(app, gateway)
     for path, endpoint in endpoints.items():
         app.router.routes.append(endpoint.route(path))
     return Front(app, endpoints, api_keys=api_keys, allowed_origins=allowed_origins)
@@ -232,6 +259,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return refusal(request, NotFound(f"There is no {request.url.path}."))
     return refusal(request, InvalidRequest(str(error.detail)))
+
+
+async def _on_bad_query(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refusal(request, invalid_query(error))
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ import random
 from typing import TypeVar
 
 import orjson
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
 
@@ -77,6 +78,13 @@ def parse(raw: bytes, schema: type[Body]) -> Body:
         raise _invalid(error) from None
     except RecursionError:
         raise InvalidRequest("The request body is nested too deeply.") from None
+
+
+def invalid_query(error: RequestValidationError) -> InvalidRequest:
+    """Of a parameter in a path or its query."""
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return InvalidRequest(f"Invalid value for '{name}': {first['msg']}", param=name)
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Protocol
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
@@ -24,6 +25,7 @@ from shared.logging import get_logger
 log = get_logger(__name__)
 
 Submit = Callable[[Body, Asked], Awaitable[Answer]]
+Accepted = TypeVar("Accepted")
 
 
 class Acceptance(Protocol):
@@ -32,7 +34,7 @@ class Acceptance(Protocol):
     generator: Generator
     request_timeout: float
 
-    async def accept(self, submit: Submit[Body], body: Body, asked: Asked) -> Answer: ...
+    async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted: ...
 
 
 class Endpoint(Generic[Body]):
@@ -79,7 +81,7 @@ class Endpoint(Generic[Body]):
                 raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
                 body = parse(raw, self._schema)
                 asked.body, asked.size = hash(raw), len(raw)
-                answer = await self._gateway.accept(self._submit, body, asked)
+                answer = await self._gateway.accept(partial(self._submit, body, asked))
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceeded(OVERDUE) from None

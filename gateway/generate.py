@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gateway.asked import Asked
@@ -77,10 +77,14 @@ class Answer:
         }
 
 
+Opens = Callable[[Job], Awaitable[Answer]]  # stores what a durable job needs, before it is queued
+
+
 class Generator:
     """Makes answers: resolves the name, draws a seed, cuts the request into jobs and enqueues them."""
 
     JOB_BYTES = 600  # of Redis's memory, besides the payload
+    DURABLE_COPIES = 2  # of the payload: in the job that is kept, and as a response's input
 
     def __init__(
         self, hub: Hub, directory: Directory, brake: MemoryBrake, default_max_tokens: int | None = None
@@ -91,13 +95,15 @@ class Generator:
         self._default_max_tokens = default_max_tokens
         self._grammars = Grammars()
 
-    async def chat(self, body: ChatCompletionRequest, asked: Asked, prefix: str = "chatcmpl-") -> Answer:
-        """`prefix`: of the answer's id."""
+    async def chat(
+        self, body: ChatCompletionRequest, asked: Asked, prefix: str = "chatcmpl-", opens: Opens | None = None
+    ) -> Answer:
+        """`prefix`: of the answer's id. `opens`: makes the request durable."""
         await self._check_constraints(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         sampling = _sampling(body, body.limit or self._default_max_tokens, logprobs)
         id = f"{prefix}{asked.hex}"
-        return await self._submit("chat", id, body.model, [body.payload()], sampling, asked, body.n or 1)
+        return await self._submit("chat", id, body.model, [body.payload()], sampling, asked, body.n or 1, opens)
 
     async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:
         payloads = [{"prompt": prompt} for prompt in body.prompts]
@@ -132,10 +138,13 @@ class Generator:
         sampling: SamplingParams,
         asked: Asked,
         n: int,
+        opens: Opens | None = None,
     ) -> Answer:
         record = await self._directory.resolve(name)
         _check_lengths(payloads, record.max_model_len)
         copies = n if asked.size <= INLINE_PAYLOAD_BYTES else 1
+        if opens is not None:
+            copies += self.DURABLE_COPIES
         self._brake.admit(asked.size * copies + len(payloads) * n * self.JOB_BYTES)
         deadline = int((time.time() + asked.deadline - time.monotonic()) * 1000)
         jobs = [
@@ -150,11 +159,15 @@ class Generator:
                 deadline=deadline,
                 choice=choice,
                 trace=asked.traceparent,
+                logged=None if opens is None else 0,
             )
             for index, payload in enumerate(payloads)
             for choice in range(n)
         ]
-        answer = Answer(self._hub, id, name, jobs, n, record.max_model_len)
+        if opens is None:
+            answer = Answer(self._hub, id, name, jobs, n, record.max_model_len)
+        else:
+            answer = await opens(jobs[0])
         slots = sum(worker.slots for worker in self._directory.snapshot.workers.get(record.model, ()))
         await self._hub.submit(jobs, answer.mailbox, asked, max(1, slots))
         return answer

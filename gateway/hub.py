@@ -15,12 +15,14 @@ from gateway.asked import OVERDUE, Asked
 from gateway.errands import Errands
 from gateway.inflight import InFlight, Mailbox, Siblings
 from gateway.metrics import Metrics
+from gateway.recording import Recording
 from gateway.traces import Traces
 from shared.connection import BUS_ERRORS, Hearing, Redis, listen
+from shared.durable import DurableLogs
 from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
-from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, decode_frame
+from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Moved, Progress, Released, decode_frame
 from shared.queue import (
     BURIED_PAYLOAD_TTL_MS,
     PAYLOAD_TTL_MS,
@@ -46,6 +48,7 @@ class Hub:
         self._metrics = metrics
         self._method = method
         self._queue = JobQueue(redis, keys)
+        self._logs = DurableLogs(redis, keys)
         self._errands = Errands(redis, keys)
         self._admission = Admission(max_queue)
         self._traces = Traces(self._errands)
@@ -101,6 +104,8 @@ class Hub:
             if inflight.closed or inflight.job.attempt != attempt:
                 continue
             try:
+                if inflight.job.logged is not None and not await self._catch_up(inflight):
+                    continue
                 await self._put_aside(inflight)
                 entry = await self._queue.reissue(inflight.entry or Entry("", ""), inflight.job)
             except BUS_ERRORS as error:
@@ -110,6 +115,31 @@ class Hub:
                 self._next_attempt(inflight, crashed=False)
                 continue
             self._placed(inflight, entry)
+
+    async def _catch_up(self, inflight: InFlight) -> bool:
+        """Before a durable job is issued again: its log fences off the old attempt, and it and this gateway get from
+        each other what they lack. False if there is nothing to issue."""
+        job, recording = inflight.job, inflight.mailbox
+        assert isinstance(recording, Recording)
+        owned = await self._logs.own(
+            job.request, self.id, instead_of=self.id, attempt=job.attempt, deadline=job.deadline
+        )
+        if owned is None:
+            self._moved(inflight)
+            return False
+        if inflight.closed:
+            return False
+        for piece in owned.log.made[len(recording.pieces) :]:
+            self._took(inflight, piece)
+        if (end := owned.log.end) is not None:
+            self._close(inflight)
+            recording.ended(end)
+            return False
+        known = len(owned.log.made)
+        if lacking := recording.pieces[known:]:
+            await self._redis.line.batch([self._logs.append(job, known, lacking)])
+        inflight.job = msgspec.structs.replace(inflight.job, logged=len(recording.pieces), resume=inflight.resume)
+        return not inflight.closed
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
@@ -148,6 +178,20 @@ class Hub:
                 inflight.mark("queued")
             self._placed(inflight, entry)
 
+    def adopt(self, job: Job, attempt: int, recording: Recording) -> None:
+        """Answer for a durable job whose gateway died, from what the recording has of it."""
+        (job,), payloads = set_aside([job])
+        job = msgspec.structs.replace(job, gateway=self.id, attempt=attempt, job_class=CLASSES[0])
+        siblings = Siblings(job.request, 1, 1, payloads)
+        inflight = InFlight(job, 0, recording, siblings, replaced=True)
+        for piece in recording.pieces:
+            inflight.took(piece)
+        left = max(0.0, job.deadline / 1000 - time.time())
+        siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, [inflight])
+        inflight.mark("adopted", attempt=attempt, tokens=len(inflight.token_ids))
+        self._jobs[job.id] = inflight
+        self._to_reissue.put_nowait((inflight, attempt))
+
     async def _put_aside(self, inflight: InFlight) -> None:
         if (payloads := inflight.siblings.payloads) is not None:
             await self._queue.put_aside(inflight.siblings.request, payloads)
@@ -183,8 +227,13 @@ class Hub:
             self.fail(inflight, DeadlineExceeded(OVERDUE))
 
     def fail_all(self, error: TokenbusError) -> None:
+        """This gateway leaves. Durable jobs run on: another one will answer for them."""
         for inflight in self:
-            self.fail(inflight, error)
+            if inflight.job.logged is None:
+                self.fail(inflight, error)
+            else:
+                self._close(inflight, settles=False)
+                inflight.mailbox.fail(error)
 
     def _withdraw(self, inflight: InFlight) -> None:
         """Take the job away wherever it is: in a stream, on its way to a worker, or running."""
@@ -193,10 +242,19 @@ class Hub:
         if inflight.worker:
             self._errands.abort(inflight.worker, job.id, job.attempt)
 
-    def _close(self, inflight: InFlight) -> None:
+    def _moved(self, inflight: InFlight) -> None:
+        """Another gateway answers for it. Not withdrawn: that would tell of all attempts."""
+        if inflight.worker:
+            self._errands.abort(inflight.worker, inflight.job.id, inflight.job.attempt)
+        inflight.untold = False  # its story goes on there
+        self._close(inflight)
+        assert isinstance(inflight.mailbox, Recording)
+        inflight.mailbox.moved()
+
+    def _close(self, inflight: InFlight, *, settles: bool = True) -> None:
         inflight.closed = True
         self._jobs.pop(inflight.job.id, None)
-        if inflight.entry is not None:
+        if settles and inflight.entry is not None:
             self._errands.settle(inflight.entry)
         if inflight.claimed_at is not None:
             self._admission.ended(inflight.job.model, time.monotonic() - inflight.claimed_at)
@@ -237,6 +295,10 @@ class Hub:
 
     def _on_event(self, event: Event, now: float) -> None:
         inflight = self._jobs.get(event.job)
+        if isinstance(event, Moved):
+            if inflight is not None and inflight.job.logged is not None:
+                self._moved(inflight)
+            return
         if inflight is None or not inflight.is_heard(event.attempt, event.worker):
             self._fence(inflight, event)
             return
@@ -280,8 +342,11 @@ class Hub:
             inflight.mark("first_token")
         elif inflight.next_seq == 1:
             inflight.mark("resumed")
-        inflight.took(event)
-        inflight.mailbox.add(inflight.index, event)
+        self._took(inflight, event)
+
+    def _took(self, inflight: InFlight, made: Delta | Progress) -> None:
+        inflight.took(made)
+        inflight.mailbox.add(inflight.index, made)
 
     def _finished(self, inflight: InFlight, event: Finished) -> None:
         inflight.mark("finished", reason=event.reason, tokens=event.usage.completion_tokens)

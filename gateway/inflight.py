@@ -69,20 +69,25 @@ class Mailbox:
 
     async def get(self) -> list[Update]:
         """What is new. Raises the request's error after its last update, or ClientGone."""
-        if not self._updates and self._error is None and not self._closed:
+        updates = self._take()
+        if not updates and self._error is None and not self._closed:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+            updates = self._take()
         if self._closed:
             raise ClientGone
-        if self._updates:
-            updates, self._updates = list(self._updates.values()), {}
-            return updates
-        if self._error is not None:
+        if self._error is not None and not updates:
             raise self._error
-        return []
+        return updates
+
+    def _take(self) -> list[Update]:
+        if not self._updates:
+            return []
+        updates, self._updates = list(self._updates.values()), {}
+        return updates
 
 
 @dataclass(slots=True)
@@ -148,7 +153,7 @@ class InFlight:
         """It went as it should: nobody will ask why."""
         return self.job.attempt == 0 and bool(self.milestones) and self.milestones[-1].event == "finished"
 
-    def took(self, made: Delta) -> None:
+    def took(self, made: Progress | Delta) -> None:
         """It has gone to the mailbox."""
         self.token_ids += made.token_ids
         self.chars += len(made.text)

@@ -56,6 +56,11 @@ async def send_error(send: Send, error: TokenbusError, shaped: dict[str, Any] | 
     await _send_whole(send, error.status, headers, body)
 
 
+async def send_json(send: Send, content: Any) -> None:
+    body = orjson.dumps(content)
+    await _send_whole(send, 200, _json_headers(body), body)
+
+
 async def _send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -89,8 +94,7 @@ class WholeReply(Reply):
         while not self.answer.has_ended:
             for update in await self.answer.updates():
                 self.collect(update)
-        body = orjson.dumps(self.result())
-        await _send_whole(send, 200, _json_headers(body), body)
+        await send_json(send, self.result())
 
     @abstractmethod
     def collect(self, update: Update) -> None: ...
@@ -132,7 +136,8 @@ class EmbeddingReply(WholeReply):
 
 
 class StreamReply(Reply):
-    """Server-sent events. An error before the first update is a plain HTTP error; after it, one error event."""
+    """Server-sent events. An error before the first update is a plain HTTP error; after it, one error event. Where
+    nobody should wait for the first update (`waits`), all errors are events."""
 
     HEADERS = (
         (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -140,8 +145,11 @@ class StreamReply(Reply):
         (b"x-accel-buffering", b"no"),  # or nginx would hold the stream back
     )
 
-    def __init__(self, answer: Answer, events: Callable[..., EventTemplate], *, include_usage: bool) -> None:
+    def __init__(
+        self, answer: Answer, events: Callable[..., EventTemplate], *, include_usage: bool, waits: bool = True
+    ) -> None:
         super().__init__(answer)
+        self._waits = waits
         self._template = events(
             id=answer.id,
             created=answer.created,
@@ -153,7 +161,7 @@ class StreamReply(Reply):
         self._sent_at = self._loop.time()
 
     async def _write(self, send: Send) -> None:
-        updates = await self.answer.updates()
+        updates = await self.answer.updates() if self._waits else []
         await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
         self._next_beat = self._loop.call_later(KEEP_ALIVE_S, self._beat)
         try:

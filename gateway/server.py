@@ -81,6 +81,7 @@ class GatewayServer:
             stall_timeout=settings.stall_timeout,
             no_worker_timeout=settings.no_worker_timeout,
             default_max_tokens=settings.default_max_tokens,
+            response_ttl=settings.response_ttl,
             metrics=metrics,
             on_fatal=self._on_fatal,
             accepts_within=accepts_within,

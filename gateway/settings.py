@@ -28,6 +28,7 @@ class GatewaySettings(ProcessSettings):
     max_connections: int = Field(4096, gt=0, description="open connections of all processes; beyond it 503")
     keep_alive: int = Field(60, gt=0, description="s that a connection may be open without a request")
     request_timeout: float = Field(600.0, gt=0, description="s from acceptance to the end of a reply")
+    response_ttl: float = Field(86400.0, gt=0, description="s that a stored response (/v1/responses) is kept")
     stall_timeout: float = Field(300.0, gt=0, description="s without a token after which a job goes to another worker")
     no_worker_timeout: float = Field(60.0, gt=0, description="s that a job waits when no worker is left for its model")
     drain_timeout: float = Field(30.0, ge=0, description="s that open requests may go on after SIGTERM")

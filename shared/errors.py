@@ -4,6 +4,8 @@
     ├── InvalidRequest            400 invalid_value
     │   ├── UnsupportedParameter  400 unsupported_parameter
     │   ├── UnsupportedModel      400 unsupported_model      (an embedding model asked to chat)
+    │   ├── PreviousNotFound      400 previous_response_not_found
+    │   ├── Cancelled             400 cancelled              (a response, by somebody else)
     │   └── ContextLengthExceeded 400 context_length_exceeded
     ├── InvalidApiKey             401 invalid_api_key
     ├── NotFound                  404 not_found
@@ -70,6 +72,14 @@ class UnsupportedParameter(InvalidRequest):
 
 class UnsupportedModel(InvalidRequest):
     code = "unsupported_model"
+
+
+class PreviousNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
+class Cancelled(InvalidRequest):
+    code = "cancelled"
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -57,6 +57,27 @@ class Keys:
         """string: the list of a request's payloads, when too large to lie in each job."""
         return f"{self.namespace}:payload:{request}"
 
+    def response(self, response: str) -> str:
+        """hash with a TTL: a stored response, its input, and the job that makes it while it runs. One tag with its log
+        and its owner."""
+        return f"{self.namespace}:response:{{{response}}}"
+
+    def log(self, request: str) -> str:
+        """stream with a TTL: what was made of a durable request, see shared.durable."""
+        return f"{self.namespace}:log:{{{request}}}"
+
+    def owner(self, request: str) -> str:
+        """string with a TTL, "ATTEMPT GATEWAY": who answers for a durable request."""
+        return f"{self.namespace}:owner:{{{request}}}"
+
+    def owned(self, gateway: str) -> str:
+        """set: the durable requests that a gateway owns; an index, the owner keys decide."""
+        return f"{self.namespace}:owned:{gateway}"
+
+    def owners(self) -> str:
+        """set: gateways that own durable requests, or did when they died."""
+        return f"{self.namespace}:owners"
+
     def janitor(self) -> str:
         """string with a TTL: the gateway that cleans up after the dead."""
         return f"{self.namespace}:janitor"

@@ -2,6 +2,8 @@
 
 gateway -> worker   Job (stream entry), Abort and Drain (control channel)
 worker -> gateway   Frame of Claimed, Delta, Finished, Failed, Released (event channel)
+gateway -> gateway  Moved, in a Frame (event channel)
+worker -> log       Progress and End of a durable job
 worker -> everyone  WorkerInfo (its lease), ModelRecord (the catalogue)
 gateway -> people   Trace (for `tokenbus explain`)
 
@@ -80,6 +82,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
              detokenize: {"tokens": [int]}
              or an int: the index into the list under Keys.payload(request)
     deadline in ms since the epoch; attempt counts re-issues, crashes those of them that a worker's death caused.
+    logged: of a durable job, the pieces that its log has already, see shared.durable; None of any other.
     """
 
     id: str
@@ -96,6 +99,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     job_class: str = msgspec.field(name="class", default="normal")
     resume: Resume | None = None
     trace: str | None = None  # W3C traceparent
+    logged: int | None = None
     v: int = VERSION
 
 
@@ -144,8 +148,9 @@ def add_calls(calls: list[ToolCallDelta], more: list[ToolCallDelta]) -> None:
             calls.append(piece)
 
 
-class Progress(msgspec.Struct, kw_only=True):
-    """What was made of one job, the fields being those of Delta, until it is passed on: then the next gathers."""
+class Progress(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What was made of one job, the fields being those of Delta, until it is passed on: then the next gathers. Of a
+    durable job each step's is a piece of its own, for its log."""
 
     text: str = ""
     reasoning: str = ""
@@ -239,7 +244,23 @@ class Released(_Event, frozen=True, kw_only=True, tag="released"):
     seq: int
 
 
-Event = Claimed | Delta | Finished | Failed | Released
+class Moved(_Event, frozen=True, kw_only=True, tag="moved"):
+    """To the gateway that owned a durable job: another one does now. What becomes of it is in its log."""
+
+
+Event = Claimed | Delta | Finished | Failed | Released | Moved
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a durable job ended, in its log: finished (`reason` and `usage`, as in Finished), or failed (the rest, as in
+    Failed)."""
+
+    reason: FinishReason | None = None
+    usage: Usage | None = None
+    stop: str | None = None
+    code: str | None = None
+    message: str = ""
+    param: str | None = None
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -298,7 +319,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Milestone(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that happened to a job, `at` ms since the epoch by its gateway's clock. Events and their details:
 
-    accepted · queued · claimed {worker, attempt} · first_token ·
+    accepted · queued · claimed {worker, attempt} · first_token · adopted {attempt, tokens} ·
     reissued {why, attempt, crashes, tokens, silent_ms} · resumed ·
     finished {reason, tokens} · failed {code} · cancelled {why}
     """
@@ -329,6 +350,8 @@ decode_control = msgspec.json.Decoder(Control).decode
 decode_worker = msgspec.json.Decoder(WorkerInfo).decode
 decode_model = msgspec.json.Decoder(ModelRecord).decode
 decode_trace = msgspec.json.Decoder(Trace).decode
+decode_pieces = msgspec.json.Decoder(list[Progress]).decode
+decode_end = msgspec.json.Decoder(End).decode
 
 
 def new_process_id() -> str:

@@ -13,7 +13,8 @@ from worker.running import RunningJob
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """`void`: jobs that are cancelled or whose payload is gone; `orphans`: whose gateway is. By the engine's ids."""
+    """`void`: jobs that are cancelled, whose payload is gone, or that another attempt has taken over; `orphans`: whose
+    gateway is gone, but for durable ones. By the engine's ids."""
 
     has_lease: bool
     void: set[str]
@@ -29,20 +30,24 @@ class Inquiry:
     async def into(self, new: Sequence[RunningJob]) -> Findings:
         """Of jobs that were just claimed; fetches their payloads where they lie aside."""
         aside = sorted({one.job.request for one in new if isinstance(one.job.payload, int)})
-        gateways = sorted({one.job.gateway for one in new})
+        gateways = sorted({one.job.gateway for one in new if not one.is_durable})
+        durable = [one for one in new if one.is_durable]
         found = await self._fetch(aside)
         *replies, has_lease = await self._redis.line.batch(
             [
                 *(("EXISTS", self._keys.cancelled(one.job.id)) for one in new),
                 *(("EXISTS", self._keys.gateway(gateway)) for gateway in gateways),
+                *(("GET", self._keys.owner(one.job.request)) for one in durable),
                 ("EXISTS", self._lease),
             ]
         )
-        cancelled = replies[: len(new)]
-        living = {gateway for gateway, lives in zip(gateways, replies[len(new) :], strict=True) if lives}
+        cancelled, replies = replies[: len(new)], replies[len(new) :]
+        lives, owners = replies[: len(gateways)], replies[len(gateways) :]
+        living = {gateway for gateway, lives in zip(gateways, lives, strict=True) if lives}
         void = {one.request_id for one, is_cancelled in zip(new, cancelled, strict=True) if is_cancelled}
         void |= _unpack(new, dict(zip(aside, found, strict=True)))
-        orphans = {one.request_id for one in new if one.job.gateway not in living}
+        void |= {one.request_id for one, owner in zip(durable, owners, strict=True) if not _may_write(one, owner)}
+        orphans = {one.request_id for one in new if not one.is_durable and one.job.gateway not in living}
         return Findings(bool(has_lease), void, orphans)
 
     async def _fetch(self, requests: Sequence[str]) -> list[Any]:
@@ -61,6 +66,11 @@ class Inquiry:
             return set()
         replies = await self._redis.line.batch(("EXISTS", self._keys.gateway(gateway)) for gateway in asked)
         return {gateway for gateway, lives in zip(asked, replies, strict=True) if not lives}
+
+
+def _may_write(durable: RunningJob, owner: bytes | None) -> bool:
+    """Into its log, or what it makes is for nobody."""
+    return owner is not None and owner.split(b" ")[0] == b"%d" % durable.job.attempt
 
 
 def _unpack(new: Sequence[RunningJob], blobs: dict[str, bytes | None]) -> set[str]:

@@ -1,10 +1,14 @@
-"""Publishes progress: one PUBLISH per gateway for all that its jobs have made, then settles what has ended."""
+"""Publishes progress: one PUBLISH per gateway for all that its jobs have made, then settles what has ended. That of
+durable jobs goes into their logs too, now and then."""
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from shared.connection import BUS_ERRORS, Bus
+from shared.durable import LOG_EVERY_S, DurableLogs
 from shared.keys import Keys
+from shared.line import Command
 from shared.logging import get_logger
 from shared.messages import Event, Frame, encode
 from shared.queue import settle
@@ -25,12 +29,18 @@ class Outbox:
         redis: Bus,
         keys: Keys,
         on_settled: Callable[[RunningJob], None],
+        on_fenced: Callable[[RunningJob], None],
     ) -> None:
+        """on_fenced: its log does not take what this attempt makes."""
         self._redis = redis
         self._keys = keys
         self._on_settled = on_settled
+        self._on_fenced = on_fenced
+        self._logs = DurableLogs(redis, keys)
         self._changed: dict[str, RunningJob] = {}
         self._frames: dict[str, list[Event]] = {}  # by gateway: built, not yet known to be sent
+        self._unlogged: dict[str, RunningJob] = {}
+        self._log_entries: list[tuple[RunningJob, Command]] = []  # like the frames
         self._ended: list[RunningJob] = []
         self._orphaned: set[str] = set()  # requests
         self._wake = asyncio.Event()
@@ -47,6 +57,7 @@ class Outbox:
     def forget(self, running: RunningJob) -> None:
         """Nothing more of it goes out: nobody waits for it."""
         self._changed.pop(running.request_id, None)
+        self._unlogged.pop(running.request_id, None)
 
     def settle_unrun(self, running: RunningJob) -> None:
         """Takes the entry away without a word: cancelled, or overdue."""
@@ -66,10 +77,10 @@ class Outbox:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if not self._frames:
+            await self._is_due()
+            if not self._frames and not self._log_entries:
                 self._build_frames()
+                self._build_log_entries()
             try:
                 await self._send()
             except BUS_ERRORS as error:
@@ -82,25 +93,53 @@ class Outbox:
             elif not self._wake.is_set():
                 self._empty.set()
 
+    async def _is_due(self) -> None:
+        """Something changed, or was held back from a log for long enough."""
+        if self._unlogged:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOG_EVERY_S):
+                    await self._wake.wait()
+        else:
+            await self._wake.wait()
+        self._wake.clear()
+
     def _build_frames(self) -> None:
         changed, self._changed = self._changed, {}
         for running in changed.values():
             self._frames.setdefault(running.job.gateway, []).extend(running.take_events())
+            if running.is_durable:
+                self._unlogged[running.request_id] = running
             if running.ended:
                 self._ended.append(running)
 
+    def _build_log_entries(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for running in list(self._unlogged.values()):
+            before = running.logged
+            if (entry := running.take_unlogged(now)) is not None:
+                del self._unlogged[running.request_id]
+                if any(entry):
+                    self._log_entries.append((running, self._logs.append(running.job, before, *entry)))
+
     async def _send(self) -> None:
-        """Ends are published before they are settled: the other way round, a crash in between would lose them."""
+        """Ends are published and logged before they are settled: the other way round, a crash in between would lose
+        them."""
         frames, ended, orphaned = dict(self._frames), list(self._ended), set(self._orphaned)
-        await self._redis.line.batch(
+        replies = await self._redis.line.batch(
             [
+                *(entry for _, entry in self._log_entries),
                 *(("PUBLISH", self._keys.events(gateway), encode(Frame(events))) for gateway, events in frames.items()),
                 *settle(running.entry for running in ended),
                 *(("UNLINK", self._keys.payload(request)) for request in orphaned),
             ]
         )
+        fenced = [one for (one, _), taken in zip(self._log_entries, replies, strict=False) if not taken]
         self._frames.clear()
+        self._log_entries.clear()
         del self._ended[: len(ended)]
         self._orphaned -= orphaned
         for running in ended:
             self._on_settled(running)
+        for running in fenced:
+            if not running.ended:
+                self._on_fenced(running)

@@ -2,22 +2,27 @@
 
 from dataclasses import dataclass, field
 
+from shared.durable import LOG_EVERY_PIECES, LOG_EVERY_S
 from shared.errors import TokenbusError
-from shared.messages import Claimed, Delta, Event, Failed, Finished, FinishReason, Job, Progress, Released, Usage
+from shared.messages import Claimed, Delta, End, Event, Failed, Finished, FinishReason, Job, Progress, Released, Usage
 from shared.queue import Entry
 from worker.engines.base import Output
 
 
 @dataclass(slots=True)
 class RunningJob:
-    """Progress gathers here between two publishes: a slow bus makes fewer, larger deltas, not a longer backlog."""
+    """Progress gathers here between two publishes: a slow bus makes fewer, larger deltas, not a longer backlog. Of a
+    durable job it stays in pieces, one for each step."""
 
     job: Job
     entry: Entry
     worker: str
     claim_published: bool = False
     seq: int = 0
-    made: Progress = field(default_factory=Progress)
+    made: list[Progress] = field(default_factory=list)  # not published yet
+    logged: int = 0  # pieces of a durable job in its log
+    unlogged: list[Progress] = field(default_factory=list)
+    unlogged_since: float = 0.0
     finished: tuple[FinishReason, Usage, str | None] | None = None
     error: TokenbusError | None = None
     released: bool = False
@@ -25,17 +30,28 @@ class RunningJob:
 
     def __post_init__(self) -> None:
         self.request_id = f"{self.job.id}#{self.job.attempt}"
+        self.logged = self.job.logged or 0
+
+    @property
+    def is_durable(self) -> bool:
+        return self.job.logged is not None
 
     @property
     def ended(self) -> bool:
         return self.finished is not None or self.error is not None or self.released
 
     def add(self, output: Output) -> None:
-        self.made.add(output)
+        if output.is_something:
+            self._gather(output)
         if output.error is not None:
             self.error = output.error
         elif output.finish_reason is not None and output.usage is not None:
             self.finished = (output.finish_reason, output.usage, output.stop)
+
+    def _gather(self, output: Output) -> None:
+        if self.is_durable or not self.made:
+            self.made.append(Progress())
+        self.made[-1].add(output)
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call, with the next sequence numbers."""
@@ -45,12 +61,32 @@ class RunningJob:
             self.claim_published = True
             stream, entry, _ = self.entry
             events.append(Claimed(job=job, attempt=attempt, worker=worker, stream=stream, entry=entry))
-        if self.made.is_something:
-            events.append(self._delta(self.made))
-            self.made = Progress()
+        events += map(self._delta, self.made)
+        if self.is_durable:
+            self.unlogged += self.made
+        self.made = []
         if self.ended:
             events.append(self._end(job, attempt, worker))
         return events
+
+    def take_unlogged(self, now: float) -> tuple[list[Progress], End | None] | None:
+        """What is to be written into the log of a durable job; None if that can wait."""
+        self.unlogged_since = self.unlogged_since or now
+        waits = now - self.unlogged_since < LOG_EVERY_S and len(self.unlogged) < LOG_EVERY_PIECES
+        if waits and not self.ended:
+            return None
+        pieces, self.unlogged, self.unlogged_since = self.unlogged, [], 0.0
+        self.logged += len(pieces)
+        return pieces, self._log_end()
+
+    def _log_end(self) -> End | None:
+        """One that no other worker could do better."""
+        if self.finished is not None:
+            reason, usage, stop = self.finished
+            return End(reason=reason, usage=usage, stop=stop)
+        if self.error is not None and not self.error.retryable:
+            return End(code=self.error.code, message=self.error.message, param=self.error.param)
+        return None
 
     def _delta(self, made: Progress) -> Delta:
         return Delta(

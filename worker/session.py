@@ -68,7 +68,7 @@ class Session:
         self._patience.missed()  # a session may begin because Redis was away
         self._inquiry = Inquiry(redis, keys, self.model, self.id)
         self._pace = Pace(redis, keys, self.model, self.id, engine.step_ms)
-        self._outbox = Outbox(redis, keys, self._settled)
+        self._outbox = Outbox(redis, keys, self._settled, self._fenced)
         self._lease = LeaseKeeper(redis_url, keys, self.info, self._healthy, self._lease_lost_in_thread)
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningJob] = {}  # by request id: what the engine has
@@ -278,6 +278,12 @@ class Session:
     def _settled(self, running: RunningJob) -> None:
         self._held.pop(running.entry, None)
 
+    def _fenced(self, running: RunningJob) -> None:
+        """Of a durable job: another attempt has taken it over, or its log is damaged. Its owner, if it lives, goes on
+        from what it has."""
+        self._stop_running(running)
+        self._release([running])
+
     def _stop_running(self, running: RunningJob) -> None:
         self._engine.abort(running.request_id)
         if running in self._suspects:
@@ -292,7 +298,8 @@ class Session:
             await asyncio.sleep(LEASE_RENEW_S)
             try:
                 await self._pace.look()
-                gone = await self._inquiry.without_lease({running.job.gateway for running in self._held.values()})
+                gateways = {running.job.gateway for running in self._held.values() if not running.is_durable}
+                gone = await self._inquiry.without_lease(gateways)
             except BUS_ERRORS as error:
                 log.debug("no look at the gateways: %s", error)
                 self._patience.missed()
@@ -300,7 +307,9 @@ class Session:
             self._patience.looked()
             if not self._patience.is_over:
                 continue
-            orphans = [one for one in self._held.values() if one.job.gateway in gone and not one.ended]
+            orphans = [
+                one for one in self._held.values() if one.job.gateway in gone and not one.is_durable and not one.ended
+            ]
             for running in orphans:
                 self._stop_running(running)
                 self._outbox.settle_orphan(running)

@@ -103,10 +103,9 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None  # harmless: none is added
 
 
-class GenerationRequest(Request):
-    """The sampling side that chat and completions share. Ranges are OpenAI's."""
+class SampledRequest(Request):
+    """How a reply is drawn, and whether it is streamed. Ranges are OpenAI's."""
 
-    max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)  # 0 and -1: off
@@ -121,7 +120,6 @@ class GenerationRequest(Request):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
     structured_outputs: StructuredOutputs | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -130,6 +128,13 @@ class GenerationRequest(Request):
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' is only allowed with 'stream': true")
         return self
+
+
+class GenerationRequest(SampledRequest):
+    """What chat and completions share."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -14,7 +14,12 @@ def chat_request(**fields: Any) -> ChatCompletionRequest:
             {name: value for name, value in fields.items() if value is not None}
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        path = ".".join(str(part) for part in first["loc"][:3])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"Invalid value for '{path}': {reason}" if path else reason) from None
+        raise ValueError(first_of(error)) from None
+
+
+def first_of(error: ValidationError, prefix: str = "") -> str:
+    """The first thing that is wrong. `prefix`: of the path to it."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    path = prefix + ".".join(str(part) for part in first["loc"][:3])
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"Invalid value for '{path}': {reason}" if path else reason

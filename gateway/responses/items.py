@@ -1,0 +1,194 @@
+"""The items of a response's input and output, as they are sent and stored, and as chat messages."""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from gateway.schemas.chat import MAX_MESSAGES, MAX_PARTS
+from gateway.schemas.converted import first_of
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class TextPart(_Part):
+    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
+    text: str
+
+
+class RefusalPart(_Part):
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part = TextPart | RefusalPart
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
+PART_KINDS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
+
+
+def text_of(content: str | Sequence[Part] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+
+
+def _check_parts(content: Any) -> None:
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in PART_KINDS:
+            raise ValueError(f"content parts of type {kind!r} are not supported; this server takes text")
+
+
+class _Item(_Part):
+    id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, item: Any) -> Any:
+        if isinstance(item, dict):
+            for name in ("content", "output", "summary"):
+                _check_parts(item.get(name))
+        return item
+
+
+class MessageItem(_Item):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | Parts
+
+    def stored(self, id: str) -> dict[str, Any]:
+        kind = "output_text" if self.role == "assistant" else "input_text"
+        extra: dict[str, Any] = {"annotations": [], "logprobs": []} if self.role == "assistant" else {}
+        parts = [TextPart(type="input_text", text=self.content)] if isinstance(self.content, str) else self.content
+        content = [
+            {"type": kind, "text": part.text, **extra} if isinstance(part, TextPart) else part.model_dump()
+            for part in parts
+        ]
+        return {"id": id, "type": "message", "role": self.role, "status": "completed", "content": content}
+
+
+class FunctionCallItem(_Item):
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    arguments: str
+
+    def stored(self, id: str) -> dict[str, Any]:
+        return self.model_dump() | {"id": id, "status": "completed"}
+
+
+class FunctionOutputItem(_Item):
+    type: Literal["function_call_output"]
+    call_id: str = Field(min_length=1)
+    output: str | Parts
+
+    def stored(self, id: str) -> dict[str, Any]:
+        return self.model_dump() | {"id": id, "status": "completed"}
+
+
+class ReasoningItem(_Item):
+    type: Literal["reasoning"]
+    summary: Parts = []
+    content: Parts | None = None
+
+    @property
+    def text(self) -> str:
+        return text_of(self.content or self.summary)
+
+    def stored(self, id: str) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True) | {"id": id}
+
+
+class ItemReference(_Item):
+    """Stands for an item of a stored response."""
+
+    type: Literal["item_reference"] | None = None
+    id: str
+
+
+KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+
+
+def _kind(item: Any) -> str:
+    """Raises ValueError for one of another kind: what pydantic would say of it is long."""
+    if isinstance(item, BaseModel):
+        return str(getattr(item, "type", None) or "item_reference")
+    if not isinstance(item, dict):
+        raise ValueError("an item must be an object")
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    if kind not in KINDS:
+        raise ValueError(f"items of type {kind!r} are not supported; this server takes {', '.join(KINDS)}")
+    return str(kind)
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
+    Discriminator(_kind),
+]
+Items = Annotated[list[Item], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+_ITEMS: TypeAdapter[list[Item]] = TypeAdapter(Items)
+Said = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
+
+
+def read_items(raw: Any) -> list[Item]:
+    """Raises ValueError with the first thing that is wrong."""
+    try:
+        return _ITEMS.validate_python(raw)
+    except ValidationError as error:
+        raise ValueError(first_of(error, "input.")) from None
+
+
+def stored_items(items: Iterable[Said], response_hex: str) -> list[dict[str, Any]]:
+    """As they are listed and kept; those without an id get one that tells where they are."""
+    prefixes = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+    return [
+        item.stored(item.id or f"{prefixes[item.type]}_{response_hex}_i{place}") for place, item in enumerate(items)
+    ]
+
+
+def conversation(instructions: str | None, items: Sequence[Said]) -> list[dict[str, Any]]:
+    """As chat messages; thoughts, text and calls that follow each other are one of the assistant's. Raises ValueError
+    for the output of a call that was not made."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    called: set[str] = set()
+    for item in items:
+        if isinstance(item, FunctionOutputItem):
+            if item.call_id not in called:
+                raise ValueError(f"No tool call found for function call output with call_id {item.call_id}.")
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": text_of(item.output)})
+        elif isinstance(item, MessageItem) and item.role != "assistant":
+            messages.append({"role": item.role, "content": text_of(item.content)})
+        else:
+            called.update([item.call_id] if isinstance(item, FunctionCallItem) else [])
+            _add_to_turn(messages, item)
+    return messages
+
+
+def _add_to_turn(messages: list[dict[str, Any]], item: MessageItem | FunctionCallItem | ReasoningItem) -> None:
+    turn = messages[-1] if messages and messages[-1]["role"] == "assistant" else {}
+    begins_anew = {"reasoning": ("content", "tool_calls"), "message": ("content", "tool_calls"), "function_call": ()}
+    if not turn or any(turn.get(name) for name in begins_anew[item.type]):
+        turn = {"role": "assistant", "content": ""}
+        messages.append(turn)
+    if isinstance(item, MessageItem):
+        turn["content"] = text_of(item.content)
+    elif isinstance(item, ReasoningItem):
+        turn["reasoning_content"] = "\n".join(filter(None, (turn.get("reasoning_content"), item.text)))
+    else:
+        call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
+        turn.setdefault("tool_calls", []).append(call)

@@ -1,0 +1,178 @@
+"""The stored responses that this gateway owns: opened, ended, cancelled, deleted, adopted from gateways that died."""
+
+import asyncio
+from typing import Any
+
+from gateway.hub import Hub
+from gateway.recording import Recording
+from gateway.responses.followers import Followers
+from gateway.responses.output import ended
+from gateway.responses.records import Record, Records
+from shared.connection import BUS_ERRORS, Bus
+from shared.durable import DurableLogs, Owned
+from shared.errors import Cancelled
+from shared.keys import Keys
+from shared.logging import get_logger
+from shared.messages import End, Frame, Job, Moved, encode
+from shared.patience import Patience
+from shared.queue import CANCELLED_SLACK_MS
+
+log = get_logger(__name__)
+
+CANCELLED = End(code=Cancelled.code, message="The response was cancelled.")
+
+
+class Keeper:
+    EVERY_S = 0.5
+    STORED_WITHIN_S = 2.0  # after that a client is told the end all the same
+
+    def __init__(self, redis: Bus, keys: Keys, hub: Hub, records: Records, followers: Followers) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._hub = hub
+        self._records = records
+        self._followers = followers
+        self._logs = DurableLogs(redis, keys)
+        self._patience = Patience()
+        self._patience.missed()
+        self._open: dict[str, Recording] = {}
+        self._to_store: asyncio.Queue[Recording] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._store_ended(), name="store")
+            tasks.create_task(self._look_for_orphans(), name="orphans")
+
+    async def open(self, job: Job, response: dict[str, Any], items: list[dict[str, Any]]) -> Recording:
+        """Stores what is needed to go on with the job elsewhere."""
+        await self._records.create(job, response, items)
+        return self._recording(Record(response, items))
+
+    def _recording(self, record: Record) -> Recording:
+        recording = Recording(record.response, record.items, self._ended, self._moved)
+        self._open[recording.id] = recording
+        return recording
+
+    async def forget(self, id: str) -> None:
+        self._open.pop(id, None)
+        await self._records.forget(id, self._hub.id)
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def _ended(self, recording: Recording) -> None:
+        asyncio.get_running_loop().call_later(self.STORED_WITHIN_S, recording.release)
+        self._to_store.put_nowait(recording)
+
+    def _moved(self, recording: Recording) -> None:
+        self._open.pop(recording.id, None)
+        self._followers.follow(recording)
+
+    async def _store_ended(self) -> None:
+        while True:
+            recording = await self._to_store.get()
+            assert recording.end is not None
+            response = ended(recording.response, recording.pieces, recording.end)
+            try:
+                await self._records.finish(recording, self._hub.id, response)
+            except BUS_ERRORS as error:
+                log.warning("response %s is not stored yet: %s", recording.id, error)
+                self._to_store.put_nowait(recording)
+                await asyncio.sleep(self.EVERY_S)
+                continue
+            self._open.pop(recording.id, None)
+            recording.release()
+
+    # -- cancelled by a client ------------------------------------------------------------------------------------
+
+    def abandon(self, recording: Recording) -> None:
+        """Its client left, and nobody else waits for it. Sync, and harmless after its end."""
+        if recording.end is None and recording.is_owned and not recording.has_failed:
+            self._hub.cancel([job_of(recording.id)])
+            recording.ended(CANCELLED)
+
+    async def cancel(self, record: Record) -> None:
+        """Wherever it runs. Returns once that is stored."""
+        recording = self._open.get(record.response["id"])
+        if recording is not None:
+            self._hub.cancel([job_of(recording.id)])
+        elif record.job is not None and (owned := await self._own(record.job)) is not None:
+            await self._tell(owned.before, record.job)
+            recording = self._continued(record, owned)
+        if recording is not None:
+            recording.ended(CANCELLED)
+            await recording.released.wait()
+
+    async def _tell(self, gateway: str, job: Job) -> None:
+        """The gateway that owned the job up to now to let go of it, and whoever claims it later not to begin."""
+        moved = encode(Frame([Moved(job=job.id, attempt=job.attempt, worker="")]))
+        await self._redis.line.batch(
+            [
+                ("SET", self._keys.cancelled(job.id), "1", "PXAT", job.deadline + CANCELLED_SLACK_MS),
+                ("PUBLISH", self._keys.events(gateway), moved),
+            ]
+        )
+
+    async def delete(self, record: Record) -> None:
+        """And what makes it, if it runs."""
+        if record.end is None:
+            await self.cancel(record)
+        await self.forget(record.response["id"])
+
+    # -- adoption -------------------------------------------------------------------------------------------------
+
+    async def _look_for_orphans(self) -> None:
+        while True:
+            await asyncio.sleep(self.EVERY_S)
+            try:
+                for gateway in await self._dead_owners():
+                    await self._inherit(gateway)
+            except BUS_ERRORS as error:
+                log.debug("no look at the owners of responses: %s", error)
+                self._patience.missed()
+
+    async def _dead_owners(self) -> list[str]:
+        owners = [owner.decode() for owner in await self._redis.line.ask("SMEMBERS", self._keys.owners())]
+        living = await self._redis.line.batch(("EXISTS", self._keys.gateway(owner)) for owner in owners)
+        self._patience.looked()
+        if not self._patience.is_over:
+            return []
+        return [owner for owner, lives in zip(owners, living, strict=True) if not lives and owner != self._hub.id]
+
+    async def _inherit(self, gateway: str) -> None:
+        for member in await self._redis.line.ask("SMEMBERS", self._keys.owned(gateway)):
+            await self._adopt(member.decode(), gateway)
+            await self._redis.line.ask("SREM", self._keys.owned(gateway), member)
+        await self._redis.line.ask("SREM", self._keys.owners(), gateway)
+
+    async def _adopt(self, id: str, gateway: str) -> None:
+        record = await self._records.load(id)
+        if record is None or record.job is None:
+            return
+        if (owned := await self._own(record.job, instead_of=gateway)) is None:  # another gateway was quicker
+            return
+        log.info("adopted response %s of gateway %s, which is gone", id, gateway)
+        recording = self._continued(record, owned)
+        if recording.end is None:
+            self._hub.adopt(record.job, owned.attempt, recording)
+
+    async def _own(self, job: Job, instead_of: str = "") -> Owned | None:
+        """Noted down first: if this gateway dies in between, whoever inherits from it looks at the request too."""
+        mine = self._keys.owned(self._hub.id)
+        await self._redis.line.batch([("SADD", mine, job.request), ("SADD", self._keys.owners(), self._hub.id)])
+        owned = await self._logs.own(job.request, self._hub.id, instead_of=instead_of)
+        if owned is None:
+            await self._redis.line.ask("SREM", mine, job.request)
+        return owned
+
+    def _continued(self, record: Record, owned: Owned) -> Recording:
+        recording = self._recording(record)
+        for piece in owned.log.made:
+            recording.add(0, piece)
+        if owned.log.end is not None:
+            recording.ended(owned.log.end)
+        return recording
+
+
+def job_of(response: str) -> str:
+    return f"{response}-0"

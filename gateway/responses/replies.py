@@ -1,0 +1,112 @@
+"""What a client of the Responses API gets: a response, whole or as events."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from gateway.generate import Answer
+from gateway.hub import Hub
+from gateway.inflight import Update
+from gateway.recording import Recording
+from gateway.replies import WholeReply
+from gateway.responses.output import OutputItems, ended, outcome
+from gateway.templates import EventTemplate
+from shared.errors import ShuttingDown, TokenbusError
+from shared.messages import End
+
+EVENT_OF = {
+    "completed": "response.completed",
+    "incomplete": "response.incomplete",
+    "failed": "response.failed",
+    "cancelled": "response.incomplete",  # OpenAI has no event for it
+}
+
+
+class RecordedAnswer(Answer):
+    """Of a stored response. When it is closed before its end, `on_close` decides what becomes of it."""
+
+    def __init__(self, hub: Hub, recording: Recording, on_close: Callable[[Recording], None]) -> None:
+        super().__init__(hub, recording.id, recording.response["model"], (), 1)
+        self.created = recording.response["created_at"]
+        self.choices = 1
+        self.mailbox = recording
+        self.recording = recording
+        self._on_close = on_close
+
+    def close(self) -> None:
+        if not self.has_ended:
+            self._on_close(self.recording)
+
+
+class ResponseReply(WholeReply):
+    def __init__(self, answer: Answer, response: dict[str, Any]) -> None:
+        super().__init__(answer)
+        self._response = response
+        self._pieces: list[Update] = []
+        self._end = End()
+
+    def collect(self, update: Update) -> None:
+        self._pieces.append(update)
+        if update.usage is not None:
+            self._end = End(reason=update.finish_reason, usage=update.usage, stop=update.stop)
+
+    def result(self) -> dict[str, Any]:
+        return ended(self._response, self._pieces, self._end)
+
+
+class ResponseEvents(EventTemplate):
+    """Numbered from 0. Each piece of a stored response makes the same events wherever and whenever it is told, so a
+    client may ask for those after any number."""
+
+    def __init__(self, response: dict[str, Any], *, starting_after: int = -1, **_: Any) -> None:
+        self._response = response
+        self._items = OutputItems(response["id"])
+        self._starting_after = starting_after
+        self._next = 0
+        self._has_begun = False
+        self._end = End()
+
+    def opening(self) -> bytes:
+        created = self._told("response.created", self._response)
+        if self._response["status"] == "queued":
+            return created + self._told("response.queued", self._response)
+        return created + self._begin()
+
+    def _begin(self) -> bytes:
+        self._has_begun = True
+        self._response = self._response | {"status": "in_progress"}
+        return self._told("response.in_progress", self._response)
+
+    def update(self, update: Update) -> bytes:
+        if update.usage is not None:
+            self._end = End(reason=update.finish_reason, usage=update.usage, stop=update.stop)
+        begins = b"" if self._has_begun else self._begin()
+        return begins + b"".join(map(self._event, self._items.take(update)))
+
+    def ending(self, usage: dict[str, Any]) -> bytes:
+        return self._ending(self._end)
+
+    def error(self, error: TokenbusError) -> bytes:
+        if isinstance(error, ShuttingDown):  # not the response's end, so it has no number of its own
+            told = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+            return _encoded(told | {"sequence_number": self._next - 1})
+        return self._ending(End(code=error.code, message=error.message, param=error.param))
+
+    def _ending(self, end: End) -> bytes:
+        fields = outcome(end)
+        status = "completed" if fields["status"] == "completed" else "incomplete"
+        last = b"".join(map(self._event, self._items.end(status)))
+        response = self._response | fields | {"output": self._items.so_far()}
+        return last + self._told(EVENT_OF[fields["status"]], response)
+
+    def _told(self, type: str, response: dict[str, Any]) -> bytes:
+        return self._event({"type": type, "response": response})
+
+    def _event(self, event: dict[str, Any]) -> bytes:
+        number, self._next = self._next, self._next + 1
+        return b"" if number <= self._starting_after else _encoded(event | {"sequence_number": number})
+
+
+def _encoded(event: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))

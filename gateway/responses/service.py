@@ -1,0 +1,174 @@
+"""The Responses API between its routes and the rest: what a request needs of stored ones, and how it becomes one."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.asked import Asked
+from gateway.generate import Answer, Generator
+from gateway.hub import Hub
+from gateway.recording import Recording
+from gateway.responses.followers import Followers
+from gateway.responses.items import Item, ItemReference, Said, read_items, stored_items
+from gateway.responses.keeper import Keeper
+from gateway.responses.output import so_far
+from gateway.responses.records import Record, Records
+from gateway.responses.replies import RecordedAnswer
+from gateway.responses.schemas import InputTokensRequest, PromptOfResponse, ResponsesRequest
+from gateway.schemas.chat import ChatCompletionRequest
+from shared.errors import InvalidRequest, NotFound, PreviousNotFound
+from shared.messages import Job
+
+ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_(i?)([0-9]{1,6})")
+
+
+class Responses:
+    def __init__(self, generator: Generator, hub: Hub, keeper: Keeper, followers: Followers, records: Records) -> None:
+        self._generator = generator
+        self._hub = hub
+        self._keeper = keeper
+        self._followers = followers
+        self._records = records
+
+    async def create(self, body: ResponsesRequest, asked: Asked) -> Answer:
+        before, said = await self._said(body)
+        chat = _chat(body, said)
+        if not body.is_stored:
+            return await self._generator.chat(chat, asked, "resp_")
+        response = described(body, f"resp_{asked.hex}")
+        kept = [*before, *stored_items(said[len(before) :], asked.hex)]
+
+        async def opens(job: Job) -> Answer:
+            recording = await self._keeper.open(job, response, kept)
+            on_close = _go_on if body.background else self._keeper.abandon
+            return RecordedAnswer(self._hub, recording, on_close)
+
+        try:
+            return await self._generator.chat(chat, asked, "resp_", opens)
+        except BaseException:
+            await self._keeper.forget(response["id"])
+            raise
+
+    async def count(self, body: InputTokensRequest, asked: Asked) -> Answer:
+        _, said = await self._said(body)
+        payload = _chat(body, said).payload() | {"add_special_tokens": False}
+        return await self._generator.ask("tokenize", body.model, [payload], asked)
+
+    async def _said(self, body: PromptOfResponse) -> tuple[list[dict[str, Any]], list[Said]]:
+        """The items of the conversation before as they are stored, and all of them."""
+        before = await self._items_before(body.previous_response_id)
+        said = await self._resolved([*read_items(before), *body.items])
+        return before, said
+
+    async def _items_before(self, id: str | None) -> list[dict[str, Any]]:
+        if id is None:
+            return []
+        record = await self._records.load(id)
+        param = "previous_response_id"
+        if record is None:
+            raise PreviousNotFound(f"Previous response with id '{id}' not found.", param=param)
+        if record.end is None:
+            raise InvalidRequest(f"Previous response with id '{id}' has not ended yet.", param=param)
+        if record.end.reason is None:
+            raise InvalidRequest(f"Previous response with id '{id}' was not completed.", param=param)
+        return [*record.items, *record.response["output"]]
+
+    async def _resolved(self, items: Sequence[Item]) -> list[Said]:
+        """With the items that references stand for."""
+        said: list[Said] = []
+        for item in items:
+            said.append(await self._referred(item.id) if isinstance(item, ItemReference) else item)
+        return said
+
+    async def _referred(self, id: str) -> Said:
+        if place := ITEM_ID.fullmatch(id):
+            record = await self._records.load(f"resp_{place[1]}")
+            for item in [] if record is None else record.items if place[2] else record.response["output"]:
+                if item["id"] == id and not isinstance(said := read_items([item])[0], ItemReference):
+                    return said
+        raise NotFound(f"Item with id '{id}' not found.", param="input")
+
+    # -- stored ones ----------------------------------------------------------------------------------------------
+
+    async def retrieve(self, id: str) -> dict[str, Any]:
+        """As it is now."""
+        record = await self._find(id)
+        if record.end is not None:
+            return record.response
+        recording = await self._followers.open(record, in_part=False)
+        self._followers.forget(recording)
+        return so_far(record.response, recording.pieces)
+
+    async def follow(self, id: str, starting_after: int | None) -> RecordedAnswer:
+        recording = await self._followers.open(await self._find(id), in_part=starting_after is not None)
+        return RecordedAnswer(self._hub, recording, self._followers.forget)
+
+    async def cancel(self, id: str) -> dict[str, Any]:
+        """As it is for good: cancelled, if it had not ended before."""
+        record = await self._find(id)
+        if not record.response["background"]:
+            raise InvalidRequest("Only background responses can be cancelled: of others, close the connection.")
+        if record.end is None:
+            await self._keeper.cancel(record)
+        return await self.retrieve(id)
+
+    async def delete(self, id: str) -> None:
+        await self._keeper.delete(await self._find(id))
+
+    async def input_items(self, id: str) -> list[dict[str, Any]]:
+        return (await self._find(id)).items
+
+    async def _find(self, id: str) -> Record:
+        record = await self._records.load(id)
+        if record is None:
+            raise NotFound(f"Response with id '{id}' not found.")
+        return record
+
+
+def _go_on(_: Recording) -> None:
+    """Nobody waits for what runs in the background."""
+
+
+def _chat(body: PromptOfResponse, said: Sequence[Said]) -> ChatCompletionRequest:
+    try:
+        return body.chat(said)
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="input") from None
+
+
+def described(body: ResponsesRequest, id: str) -> dict[str, Any]:
+    """The response object, before anything is made: what was asked for, with the defaults."""
+    said = body.model_dump(mode="json", by_alias=True, exclude={"input"})
+    text, reasoning = said["text"] or {}, said["reasoning"] or {}
+    return {
+        "id": id,
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "queued" if body.background else "in_progress",
+        "background": bool(body.background),
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": body.max_tool_calls,
+        "metadata": body.metadata or {},
+        "model": body.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default",
+        "store": body.is_stored,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": text.get("format") or {"type": "text"}, "verbosity": text.get("verbosity") or "medium"},
+        "tool_choice": "auto" if said["tool_choice"] is None else said["tool_choice"],
+        "tools": said["tools"] or [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user,
+    }

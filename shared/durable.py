@@ -1,0 +1,93 @@
+"""What lets a request outlive the gateway that accepted it. PROTOCOL: "Durable jobs".
+
+Its owner key says which gateway answers for it and which attempt alone may write; its log is what was made of it, in
+pieces: one for each step of its worker, so that whoever reads it makes the same events of it, with the same numbers.
+The worker writes the log; the owner adds what a dead one did not get to write.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.connection import Bus
+from shared.keys import Keys
+from shared.line import Command
+from shared.messages import End, Job, Progress, decode_end, decode_pieces, encode
+from shared.queue import script
+
+LOG_TTL_MS = 600_000  # from the last entry on; beyond it a stream cannot be gone on with
+LOG_EVERY_S = 0.25  # that a piece is held back, for others to be written with it
+LOG_EVERY_PIECES = 16
+
+
+@dataclass(slots=True)
+class Log:
+    """What was read of one, up to the entry `last`."""
+
+    made: list[Progress] = field(default_factory=list)
+    end: End | None = None
+    last: str = ""
+
+    def read(self, rows: Iterable[Any]) -> None:
+        """More entries, as Redis gives them: [id, [field, value, ...]]."""
+        for entry, fields in rows:
+            values = dict(zip(fields[::2], fields[1::2], strict=True))
+            self.made += decode_pieces(values[b"made"])
+            if b"end" in values:
+                self.end = decode_end(values[b"end"])
+            self.last = entry.decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """`attempt` alone may write from now on; `before`: the owner up to now."""
+
+    attempt: int
+    before: str
+    log: Log
+
+
+class DurableLogs:
+    def __init__(self, redis: Bus, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._own, self._append = script("own"), script("append")
+
+    def began(self, job: Job) -> list[Command]:
+        """Makes the job's gateway the owner of its request."""
+        owner, owned = self._keys.owner(job.request), self._keys.owned(job.gateway)
+        return [
+            ("SET", owner, f"{job.attempt} {job.gateway}", "PXAT", job.deadline + LOG_TTL_MS),
+            ("SADD", owned, job.request),
+            ("SADD", self._keys.owners(), job.gateway),
+        ]
+
+    def append(self, job: Job, before: int, made: Sequence[Progress], end: End | None = None) -> Command:
+        """Answers 1, or 0 if this attempt may not write any more, or the log lacks some of the `before` pieces."""
+        keys = (self._keys.owner(job.request), self._keys.log(job.request))
+        pieces = (before, before + len(made), encode(made), b"" if end is None else encode(end))
+        return ("EVAL", self._append.source, len(keys), *keys, job.attempt, *pieces, LOG_TTL_MS)
+
+    async def own(
+        self, request: str, gateway: str, *, instead_of: str = "", attempt: int | None = None, deadline: int = 0
+    ) -> Owned | None:
+        """The gateway answers for it from now on, and the attempt (the next one, if none is given) alone may write.
+        None if it belongs to another than `instead_of`, if that is given. An owner whom Redis has forgotten may say so
+        anew, with the job's deadline."""
+        keys = [self._keys.owner(request), self._keys.log(request)]
+        next_attempt = "" if attempt is None else attempt
+        until = deadline + LOG_TTL_MS
+        reply = await self._redis.line.run(self._own, keys, [gateway, next_attempt, instead_of, until])
+        if not reply:
+            return None
+        log = Log()
+        log.read(reply[2])
+        return Owned(reply[0], reply[1].decode(), log)
+
+    async def read(self, *logs: tuple[str, Log]) -> None:
+        """What was added to each request's log since it was read last."""
+        commands: list[Command] = [
+            ("XRANGE", self._keys.log(request), f"({log.last}" if log.last else "-", "+") for request, log in logs
+        ]
+        for (_, log), rows in zip(logs, await self._redis.line.batch(commands), strict=True):
+            log.read(rows)
