@@ -19,10 +19,10 @@ from gateway.recording import Recording
 from gateway.traces import Traces
 from shared.connection import BUS_ERRORS, Hearing, Redis, listen
 from shared.durable import DurableLogs
-from shared.errors import DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
+from shared.errors import Cancelled, DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
-from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Moved, Progress, Released, decode_frame
+from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Progress, Released, Withdrawn, decode_frame
 from shared.queue import (
     BURIED_PAYLOAD_TTL_MS,
     PAYLOAD_TTL_MS,
@@ -137,7 +137,7 @@ class Hub:
             return False
         known = len(owned.log.made)
         if lacking := recording.pieces[known:]:
-            await self._redis.line.batch([self._logs.append(job, known, lacking)])
+            await self._redis.line.batch([self._logs.append(job.request, job.attempt, known, lacking)])
         inflight.job = msgspec.structs.replace(inflight.job, logged=len(recording.pieces), resume=inflight.resume)
         return not inflight.closed
 
@@ -295,9 +295,9 @@ class Hub:
 
     def _on_event(self, event: Event, now: float) -> None:
         inflight = self._jobs.get(event.job)
-        if isinstance(event, Moved):
-            if inflight is not None and inflight.job.logged is not None:
-                self._moved(inflight)
+        if isinstance(event, Withdrawn):
+            if inflight is not None:
+                self.fail(inflight, Cancelled("The response was cancelled."))
             return
         if inflight is None or not inflight.is_heard(event.attempt, event.worker):
             self._fence(inflight, event)

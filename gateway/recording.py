@@ -53,12 +53,12 @@ class Recording(Mailbox):
         """The first end counts."""
         if self.end is None:
             self.end = end
-            self._on_end(self)
+            if self.is_owned:
+                self._on_end(self)
 
     def moved(self) -> None:
-        """Another gateway answers for it from now on: what follows is in the log, and its end is stored already."""
+        """Another gateway answers for it from now on: what follows is in the log."""
         self.is_owned = False
-        self._on_end = Recording.release
         self._on_move(self)
 
     def release(self) -> None:

@@ -62,11 +62,18 @@ class DurableLogs:
             ("SADD", self._keys.owners(), job.gateway),
         ]
 
-    def append(self, job: Job, before: int, made: Sequence[Progress], end: End | None = None) -> Command:
+    def append(
+        self, request: str, attempt: int, before: int, made: Sequence[Progress], end: End | None = None
+    ) -> Command:
         """Answers 1, or 0 if this attempt may not write any more, or the log lacks some of the `before` pieces."""
-        keys = (self._keys.owner(job.request), self._keys.log(job.request))
+        keys = (self._keys.owner(request), self._keys.log(request))
         pieces = (before, before + len(made), encode(made), b"" if end is None else encode(end))
-        return ("EVAL", self._append.source, len(keys), *keys, job.attempt, *pieces, LOG_TTL_MS)
+        return ("EVAL", self._append.source, len(keys), *keys, attempt, *pieces, LOG_TTL_MS)
+
+    async def owner(self, request: str) -> str:
+        """The gateway that answers for it, or ''."""
+        value = await self._redis.line.ask("GET", self._keys.owner(request))
+        return "" if value is None else value.decode().partition(" ")[2]
 
     async def own(
         self, request: str, gateway: str, *, instead_of: str = "", attempt: int | None = None, deadline: int = 0

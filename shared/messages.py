@@ -2,7 +2,7 @@
 
 gateway -> worker   Job (stream entry), Abort and Drain (control channel)
 worker -> gateway   Frame of Claimed, Delta, Finished, Failed, Released (event channel)
-gateway -> gateway  Moved, in a Frame (event channel)
+gateway -> gateway  Withdrawn, in a Frame (event channel)
 worker -> log       Progress and End of a durable job
 worker -> everyone  WorkerInfo (its lease), ModelRecord (the catalogue)
 gateway -> people   Trace (for `tokenbus explain`)
@@ -244,11 +244,11 @@ class Released(_Event, frozen=True, kw_only=True, tag="released"):
     seq: int
 
 
-class Moved(_Event, frozen=True, kw_only=True, tag="moved"):
-    """To the gateway that owned a durable job: another one does now. What becomes of it is in its log."""
+class Withdrawn(_Event, frozen=True, kw_only=True, tag="withdrawn"):
+    """Of a durable job, to the gateway that owns it: a client of another one wants no more of it."""
 
 
-Event = Claimed | Delta | Finished | Failed | Released | Moved
+Event = Claimed | Delta | Finished | Failed | Released | Withdrawn
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

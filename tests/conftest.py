@@ -22,7 +22,10 @@ from shared.keys import Keys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Indexes and streams live as long as what they index; everything else must carry a TTL.
-WITHOUT_TTL = ("tokenbus:jobs:", "tokenbus:inbox:", "tokenbus:workers:", "tokenbus:dead:")
+WITHOUT_TTL = (
+    *("tokenbus:jobs:", "tokenbus:inbox:", "tokenbus:workers:", "tokenbus:dead:"),
+    *("tokenbus:owned:", "tokenbus:owners"),
+)
 
 
 def free_port() -> int:

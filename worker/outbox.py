@@ -119,7 +119,9 @@ class Outbox:
             if (entry := running.take_unlogged(now)) is not None:
                 del self._unlogged[running.request_id]
                 if any(entry):
-                    self._log_entries.append((running, self._logs.append(running.job, before, *entry)))
+                    job = running.job
+                    command = self._logs.append(job.request, job.attempt, before, *entry)
+                    self._log_entries.append((running, command))
 
     async def _send(self) -> None:
         """Ends are published and logged before they are settled: the other way round, a crash in between would lose

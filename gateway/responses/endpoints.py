@@ -3,10 +3,9 @@
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.asked import Asked
 from gateway.bodies import Bodies
 from gateway.endpoints import Acceptance, Endpoint
 from gateway.generate import Answer
@@ -82,7 +81,6 @@ def add_stored_responses(app: FastAPI, gateway: Keeping) -> None:
 
     @app.get(f"{PATH}/{{id}}", summary="A stored response; with `stream`, its events, from any number on")
     async def retrieve(
-        request: Request,
         id: str,
         stream: bool = False,
         starting_after: Annotated[int | None, Query(ge=0)] = None,
@@ -93,8 +91,6 @@ def add_stored_responses(app: FastAPI, gateway: Keeping) -> None:
             if starting_after is not None:
                 raise InvalidRequest("'starting_after' is only allowed with 'stream'.", param="starting_after")
             return json_response(await gateway.accept(lambda: stored.retrieve(id)))
-        asked: Asked = request.state.asked
-        asked.end_within(gateway.request_timeout)
         answer = await gateway.accept(lambda: stored.follow(id, starting_after))
         after = -1 if starting_after is None else starting_after
         events = partial(ResponseEvents, beginning(answer.recording.response), starting_after=after)

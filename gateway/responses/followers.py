@@ -34,6 +34,10 @@ class _Followed:
             self.recording.ended(self.log.end)
 
 
+def _wait(_: Recording) -> None:
+    """What its owner does at its end is seen in the record."""
+
+
 class Followers:
     """All logs are looked at together."""
 
@@ -49,19 +53,21 @@ class Followers:
     async def open(self, record: Record, *, in_part: bool) -> Recording:
         """A recording of it that goes on to its end. `in_part`: not its beginning, so the numbers of its events must be
         what they were. Raises InvalidRequest if that cannot be."""
-        recording = Recording(record.response, record.items, Recording.release, Recording.release)
+        recording = Recording(record.response, record.items, _wait, _wait)
         followed = _Followed(recording)
         await self._logs.read((recording.id, followed.log))
         followed.take()
-        if recording.end is None and record.end is None:
+        if record.end is None:
             self.follow(recording)
-        elif recording.end is None and record.end is not None:
+            return recording
+        if recording.end is None:
             if in_part:
                 why = "The stream of this response is not kept any more; retrieve it without 'starting_after'."
                 raise InvalidRequest(why, param="starting_after")
             for piece in pieces_of(record.response["output"]):
                 recording.add(0, piece)
             recording.ended(record.end)
+        recording.release()
         return recording
 
     def follow(self, recording: Recording) -> None:
@@ -89,15 +95,18 @@ class Followers:
         await self._logs.read(*((one.recording.id, one.log) for one in followed))
         for one in followed:
             one.take()
-            if one.recording.end is None and one.looks % self.SILENT_LOOKS == self.SILENT_LOOKS - 1:
+            if one.recording.end is not None or one.looks % self.SILENT_LOOKS == self.SILENT_LOOKS - 1:
                 await self._ask_record(one)
-            if one.recording.end is not None:
-                self.forget(one.recording)
 
     async def _ask_record(self, one: _Followed) -> None:
+        """Its end is told once it is stored, so that it can be asked for."""
         record = await self._records.load(one.recording.id)
         if record is None:
             one.recording.fail(NotFound("The response was deleted."))
         elif record.end is not None:
             why = "The rest of this stream is lost; retrieve the response without 'stream'."
-            one.recording.fail(TokenbusError(why))
+            one.recording.fail(TokenbusError(why))  # unless it has ended
+        elif one.recording.end is None or one.looks < self.SILENT_LOOKS:
+            return
+        one.recording.release()
+        self.forget(one.recording)

@@ -1,6 +1,7 @@
 """The stored responses that this gateway owns: opened, ended, cancelled, deleted, adopted from gateways that died."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from gateway.hub import Hub
@@ -13,7 +14,7 @@ from shared.durable import DurableLogs, Owned
 from shared.errors import Cancelled
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import End, Frame, Job, Moved, encode
+from shared.messages import End, Frame, Job, Withdrawn, encode
 from shared.patience import Patience
 from shared.queue import CANCELLED_SLACK_MS
 
@@ -71,10 +72,8 @@ class Keeper:
     async def _store_ended(self) -> None:
         while True:
             recording = await self._to_store.get()
-            assert recording.end is not None
-            response = ended(recording.response, recording.pieces, recording.end)
             try:
-                await self._records.finish(recording, self._hub.id, response)
+                await self._store(recording)
             except BUS_ERRORS as error:
                 log.warning("response %s is not stored yet: %s", recording.id, error)
                 self._to_store.put_nowait(recording)
@@ -82,6 +81,28 @@ class Keeper:
                 continue
             self._open.pop(recording.id, None)
             recording.release()
+
+    async def _store(self, recording: Recording) -> None:
+        """But not what failed before its client was told that there is a response."""
+        assert recording.end is not None
+        if recording.end.code is not None:
+            if not recording.pieces and not recording.response["background"]:
+                await self._records.forget(recording.id, self._hub.id)
+                return
+            await self._stop_log(recording, recording.end)
+        response = ended(recording.response, recording.pieces, recording.end)
+        await self._records.finish(recording, self._hub.id, response)
+
+    async def _stop_log(self, recording: Recording, end: End) -> None:
+        """Where it was not its worker that ended it, the log lacks the end and what the worker had not written yet."""
+        owned = await self._logs.own(recording.id, self._hub.id, instead_of=self._hub.id)
+        if owned is None or owned.log.end is not None:
+            return
+        for piece in owned.log.made[len(recording.pieces) :]:
+            recording.add(0, piece)
+        known = len(owned.log.made)
+        entry = self._logs.append(recording.id, owned.attempt, known, recording.pieces[known:], end)
+        await self._redis.line.batch([entry])
 
     # -- cancelled by a client ------------------------------------------------------------------------------------
 
@@ -94,24 +115,34 @@ class Keeper:
     async def cancel(self, record: Record) -> None:
         """Wherever it runs. Returns once that is stored."""
         recording = self._open.get(record.response["id"])
+        if recording is None and record.job is not None:
+            if await self._owner_cancels(record, record.job):
+                return
+            recording = await self._cancelled_by_us(record, record.job)
         if recording is not None:
             self._hub.cancel([job_of(recording.id)])
-        elif record.job is not None and (owned := await self._own(record.job)) is not None:
-            await self._tell(owned.before, record.job)
-            recording = self._continued(record, owned)
-        if recording is not None:
             recording.ended(CANCELLED)
             await recording.released.wait()
 
-    async def _tell(self, gateway: str, job: Job) -> None:
-        """The gateway that owned the job up to now to let go of it, and whoever claims it later not to begin."""
-        moved = encode(Frame([Moved(job=job.id, attempt=job.attempt, worker="")]))
-        await self._redis.line.batch(
-            [
-                ("SET", self._keys.cancelled(job.id), "1", "PXAT", job.deadline + CANCELLED_SLACK_MS),
-                ("PUBLISH", self._keys.events(gateway), moved),
-            ]
-        )
+    async def _owner_cancels(self, record: Record, job: Job) -> bool:
+        """False if it does not answer: it is dead, perhaps."""
+        owner = await self._logs.owner(job.request)
+        withdrawn = encode(Frame([Withdrawn(job=job.id, attempt=job.attempt, worker="")]))
+        if not owner or not await self._redis.line.ask("PUBLISH", self._keys.events(owner), withdrawn):
+            return False
+        followed = await self._followers.open(record, in_part=False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.STORED_WITHIN_S):
+                await followed.released.wait()
+        self._followers.forget(followed)
+        return followed.released.is_set()
+
+    async def _cancelled_by_us(self, record: Record, job: Job) -> Recording | None:
+        """In the place of an owner that is gone."""
+        if (owned := await self._own(job)) is None:
+            return None
+        await self._redis.line.ask("SET", self._keys.cancelled(job.id), "1", "PXAT", job.deadline + CANCELLED_SLACK_MS)
+        return self._continued(record, owned)
 
     async def delete(self, record: Record) -> None:
         """And what makes it, if it runs."""

@@ -12,6 +12,7 @@ from shared.messages import (
     Control,
     Delta,
     Drain,
+    End,
     Failed,
     Finished,
     Frame,
@@ -19,6 +20,7 @@ from shared.messages import (
     Logprob,
     Milestone,
     ModelRecord,
+    Progress,
     Released,
     Resume,
     SamplingParams,
@@ -27,6 +29,7 @@ from shared.messages import (
     ToolCallDelta,
     Trace,
     Usage,
+    Withdrawn,
     WorkerInfo,
     decode_control,
     decode_frame,
@@ -85,9 +88,13 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
             sampling=SamplingParams(seed=7),
             gateway="host-cd34",
             deadline=1_800_000_000_000,
+            logged=3,
         ),
         Job,
     ),
+    "logged_pieces": ([Progress(text="hi", token_ids=[5]), Progress(reasoning="hm", token_ids=[6])], list[Progress]),
+    "logged_end": (End(reason="stop", usage=Usage(3, 2), stop="END"), End),
+    "logged_failure": (End(code="deadline_exceeded", message="too late", param="input"), End),
     "frame": (
         Frame(
             [
@@ -107,6 +114,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
                 Finished(seq=4, reason="stop", usage=Usage(3, 2, 1, 1), stop="END", **OF),
                 Failed(seq=5, code="engine_error", message="broke", param="prompt", retryable=True, **OF),
                 Released(seq=6, **OF),
+                Withdrawn(**OF),
             ]
         ),
         Frame,
