@@ -55,6 +55,8 @@ class Recording(Mailbox):
             self.end = end
             if self.is_owned:
                 self._on_end(self)
+            else:
+                self.release()
 
     def moved(self) -> None:
         """Another gateway answers for it from now on: what follows is in the log."""

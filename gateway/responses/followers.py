@@ -1,10 +1,10 @@
 """Responses that run at another gateway, read from their logs for clients of this one."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.recording import Recording
-from gateway.responses.output import pieces_of
+from gateway.responses.output import ended, pieces_of, so_far
 from gateway.responses.records import Record, Records
 from shared.connection import BUS_ERRORS, Bus
 from shared.durable import DurableLogs, Log
@@ -34,10 +34,6 @@ class _Followed:
             self.recording.ended(self.log.end)
 
 
-def _wait(_: Recording) -> None:
-    """What its owner does at its end is seen in the record."""
-
-
 class Followers:
     """All logs are looked at together."""
 
@@ -53,22 +49,30 @@ class Followers:
     async def open(self, record: Record, *, in_part: bool) -> Recording:
         """A recording of it that goes on to its end. `in_part`: not its beginning, so the numbers of its events must be
         what they were. Raises InvalidRequest if that cannot be."""
-        recording = Recording(record.response, record.items, _wait, _wait)
+        recording = Recording(record.response, record.items, Recording.release, Recording.release)
         followed = _Followed(recording)
         await self._logs.read((recording.id, followed.log))
         followed.take()
-        if record.end is None:
+        if recording.end is None and record.end is None:
             self.follow(recording)
-            return recording
-        if recording.end is None:
+        elif recording.end is None and record.end is not None:
             if in_part:
                 why = "The stream of this response is not kept any more; retrieve it without 'starting_after'."
                 raise InvalidRequest(why, param="starting_after")
             for piece in pieces_of(record.response["output"]):
                 recording.add(0, piece)
             recording.ended(record.end)
-        recording.release()
         return recording
+
+    async def up_to_date(self, record: Record) -> Record:
+        """With what is in its log, as long as its end is not in the record."""
+        if record.end is not None:
+            return record
+        recording = await self.open(record, in_part=False)
+        self.forget(recording)
+        if recording.end is None:
+            return replace(record, response=so_far(record.response, recording.pieces))
+        return replace(record, response=ended(record.response, recording.pieces, recording.end), end=recording.end)
 
     def follow(self, recording: Recording) -> None:
         """From where it is, to its end."""
@@ -95,18 +99,15 @@ class Followers:
         await self._logs.read(*((one.recording.id, one.log) for one in followed))
         for one in followed:
             one.take()
-            if one.recording.end is not None or one.looks % self.SILENT_LOOKS == self.SILENT_LOOKS - 1:
+            if one.recording.end is None and one.looks % self.SILENT_LOOKS == self.SILENT_LOOKS - 1:
                 await self._ask_record(one)
+            if one.recording.end is not None:
+                self.forget(one.recording)
 
     async def _ask_record(self, one: _Followed) -> None:
-        """Its end is told once it is stored, so that it can be asked for."""
         record = await self._records.load(one.recording.id)
         if record is None:
             one.recording.fail(NotFound("The response was deleted."))
         elif record.end is not None:
             why = "The rest of this stream is lost; retrieve the response without 'stream'."
-            one.recording.fail(TokenbusError(why))  # unless it has ended
-        elif one.recording.end is None or one.looks < self.SILENT_LOOKS:
-            return
-        one.recording.release()
-        self.forget(one.recording)
+            one.recording.fail(TokenbusError(why))

@@ -145,10 +145,12 @@ class Keeper:
         return self._continued(record, owned)
 
     async def delete(self, record: Record) -> None:
-        """And what makes it, if it runs."""
+        """And what makes it, if it runs. From then on nobody else owns it, and could store how it ends."""
+        id = record.response["id"]
         if record.end is None:
             await self.cancel(record)
-        await self.forget(record.response["id"])
+            await self._logs.own(id, self._hub.id)
+        await self.forget(id)
 
     # -- adoption -------------------------------------------------------------------------------------------------
 

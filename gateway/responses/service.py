@@ -12,7 +12,6 @@ from gateway.recording import Recording
 from gateway.responses.followers import Followers
 from gateway.responses.items import Item, ItemReference, Said, read_items, stored_items
 from gateway.responses.keeper import Keeper
-from gateway.responses.output import so_far
 from gateway.responses.records import Record, Records
 from gateway.responses.replies import RecordedAnswer
 from gateway.responses.schemas import InputTokensRequest, PromptOfResponse, ResponsesRequest
@@ -68,6 +67,7 @@ class Responses:
         param = "previous_response_id"
         if record is None:
             raise PreviousNotFound(f"Previous response with id '{id}' not found.", param=param)
+        record = await self._followers.up_to_date(record)
         if record.end is None:
             raise InvalidRequest(f"Previous response with id '{id}' has not ended yet.", param=param)
         if record.end.reason is None:
@@ -93,12 +93,7 @@ class Responses:
 
     async def retrieve(self, id: str) -> dict[str, Any]:
         """As it is now."""
-        record = await self._find(id)
-        if record.end is not None:
-            return record.response
-        recording = await self._followers.open(record, in_part=False)
-        self._followers.forget(recording)
-        return so_far(record.response, recording.pieces)
+        return (await self._followers.up_to_date(await self._find(id))).response
 
     async def follow(self, id: str, starting_after: int | None) -> RecordedAnswer:
         recording = await self._followers.open(await self._find(id), in_part=starting_after is not None)
@@ -109,7 +104,7 @@ class Responses:
         record = await self._find(id)
         if not record.response["background"]:
             raise InvalidRequest("Only background responses can be cancelled: of others, close the connection.")
-        if record.end is None:
+        if (await self._followers.up_to_date(record)).end is None:
             await self._keeper.cancel(record)
         return await self.retrieve(id)
 

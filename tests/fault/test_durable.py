@@ -65,7 +65,7 @@ class Client:
         assert last.type == "response.incomplete"
         assert last.response.usage is not None
         assert last.response.usage.output_tokens == tokens
-        assert sdk(stack).responses.retrieve(self.id) == last.response
+        assert sdk(stack).responses.retrieve(self.id).to_dict() == last.response.to_dict()
 
 
 CLIENTS: dict[str, OpenAI] = {}
