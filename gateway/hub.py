@@ -12,17 +12,17 @@ import msgspec
 
 from gateway.admission import Admission
 from gateway.asked import OVERDUE, Asked
+from gateway.durable import OwnedLogs
 from gateway.errands import Errands
 from gateway.inflight import InFlight, Mailbox, Siblings
 from gateway.metrics import Metrics
 from gateway.recording import Recording
 from gateway.traces import Traces
 from shared.connection import BUS_ERRORS, Hearing, Redis, listen
-from shared.durable import DurableLogs
 from shared.errors import Cancelled, DeadlineExceeded, QueueFull, ShuttingDown, TokenbusError, WorkerLost
 from shared.keys import CLASSES, Keys
 from shared.logging import get_logger
-from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Progress, Released, Withdrawn, decode_frame
+from shared.messages import Claimed, Delta, Event, Failed, Finished, Job, Released, Withdrawn, decode_frame
 from shared.queue import (
     BURIED_PAYLOAD_TTL_MS,
     PAYLOAD_TTL_MS,
@@ -48,7 +48,7 @@ class Hub:
         self._metrics = metrics
         self._method = method
         self._queue = JobQueue(redis, keys)
-        self._logs = DurableLogs(redis, keys)
+        self._owned = OwnedLogs(redis, keys, gateway)
         self._errands = Errands(redis, keys)
         self._admission = Admission(max_queue)
         self._traces = Traces(self._errands)
@@ -104,7 +104,7 @@ class Hub:
             if inflight.closed or inflight.job.attempt != attempt:
                 continue
             try:
-                if inflight.job.logged is not None and not await self._catch_up(inflight):
+                if inflight.job.logged is not None and not await self._is_still_to_do(inflight):
                     continue
                 await self._put_aside(inflight)
                 entry = await self._queue.reissue(inflight.entry or Entry("", ""), inflight.job)
@@ -116,30 +116,25 @@ class Hub:
                 continue
             self._placed(inflight, entry)
 
-    async def _catch_up(self, inflight: InFlight) -> bool:
-        """Before a durable job is issued again: its log fences off the old attempt, and it and this gateway get from
-        each other what they lack. False if there is nothing to issue."""
-        job, recording = inflight.job, inflight.mailbox
+    async def _is_still_to_do(self, inflight: InFlight) -> bool:
+        """Of a durable job, before it is issued again."""
+        recording = inflight.mailbox
         assert isinstance(recording, Recording)
-        owned = await self._logs.own(
-            job.request, self.id, instead_of=self.id, attempt=job.attempt, deadline=job.deadline
-        )
-        if owned is None:
-            self._moved(inflight)
-            return False
+        before = len(recording.pieces)
+        found = await self._owned.fence(inflight.job, recording)
         if inflight.closed:
             return False
-        for piece in owned.log.made[len(recording.pieces) :]:
-            self._took(inflight, piece)
-        if (end := owned.log.end) is not None:
-            self._close(inflight)
-            recording.ended(end)
+        if found is None:
+            self._moved(inflight)
             return False
-        known = len(owned.log.made)
-        if lacking := recording.pieces[known:]:
-            await self._redis.line.batch([self._logs.append(job.request, job.attempt, known, lacking)])
+        for piece in recording.pieces[before:]:
+            inflight.took(piece)
+        if found.end is not None:
+            self._close(inflight)
+            recording.ended(found.end)
+            return False
         inflight.job = msgspec.structs.replace(inflight.job, logged=len(recording.pieces), resume=inflight.resume)
-        return not inflight.closed
+        return True
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
@@ -297,7 +292,8 @@ class Hub:
         inflight = self._jobs.get(event.job)
         if isinstance(event, Withdrawn):
             if inflight is not None:
-                self.fail(inflight, Cancelled("The response was cancelled."))
+                self.cancel([event.job], "a client cancelled it")
+                inflight.mailbox.fail(Cancelled("The response was cancelled."))
             return
         if inflight is None or not inflight.is_heard(event.attempt, event.worker):
             self._fence(inflight, event)
@@ -342,11 +338,8 @@ class Hub:
             inflight.mark("first_token")
         elif inflight.next_seq == 1:
             inflight.mark("resumed")
-        self._took(inflight, event)
-
-    def _took(self, inflight: InFlight, made: Delta | Progress) -> None:
-        inflight.took(made)
-        inflight.mailbox.add(inflight.index, made)
+        inflight.took(event)
+        inflight.mailbox.add(inflight.index, event)
 
     def _finished(self, inflight: InFlight, event: Finished) -> None:
         inflight.mark("finished", reason=event.reason, tokens=event.usage.completion_tokens)

@@ -3,8 +3,9 @@
 from fastapi import Request, Response
 from starlette.types import Scope, Send
 
-from gateway.anthropic.errors import error_body, speaks_anthropic
+from gateway.anthropic import errors as anthropic
 from gateway.replies import error_response, send_error
+from gateway.responses import errors as responses
 from shared.errors import TokenbusError
 
 
@@ -17,6 +18,6 @@ def refusal(request: Request, error: TokenbusError) -> Response:
 
 
 def _shaped(scope: Scope, error: TokenbusError) -> dict[str, object]:
-    if speaks_anthropic(scope["path"]):
-        return error_body(error, scope["state"]["asked"].request_id)
-    return error.body()
+    if anthropic.speaks_anthropic(scope["path"]):
+        return anthropic.error_body(error, scope["state"]["asked"].request_id)
+    return responses.error_body(error) if responses.is_responses(scope["path"]) else error.body()

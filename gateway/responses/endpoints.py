@@ -10,14 +10,13 @@ from gateway.bodies import Bodies
 from gateway.endpoints import Acceptance, Endpoint
 from gateway.generate import Answer
 from gateway.replies import Reply, StreamReply, json_response, send_json
+from gateway.responses.errors import PATH
 from gateway.responses.output import beginning
 from gateway.responses.replies import RecordedAnswer, ResponseEvents, ResponseReply
 from gateway.responses.schemas import InputTokensRequest, ResponsesRequest
 from gateway.responses.service import Responses, described
 from gateway.results import ResultReply
 from shared.errors import InvalidRequest
-
-PATH = "/v1/responses"
 
 
 class Keeping(Acceptance, Protocol):

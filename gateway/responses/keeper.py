@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+from gateway.durable import OwnedLogs
 from gateway.hub import Hub
 from gateway.recording import Recording
 from gateway.responses.followers import Followers
@@ -34,6 +35,7 @@ class Keeper:
         self._records = records
         self._followers = followers
         self._logs = DurableLogs(redis, keys)
+        self._owned = OwnedLogs(redis, keys, hub.id)
         self._patience = Patience()
         self._patience.missed()
         self._open: dict[str, Recording] = {}
@@ -89,20 +91,9 @@ class Keeper:
             if not recording.pieces and not recording.response["background"]:
                 await self._records.forget(recording.id, self._hub.id)
                 return
-            await self._stop_log(recording, recording.end)
+            await self._owned.close(recording, recording.end)
         response = ended(recording.response, recording.pieces, recording.end)
         await self._records.finish(recording, self._hub.id, response)
-
-    async def _stop_log(self, recording: Recording, end: End) -> None:
-        """Where it was not its worker that ended it, the log lacks the end and what the worker had not written yet."""
-        owned = await self._logs.own(recording.id, self._hub.id, instead_of=self._hub.id)
-        if owned is None or owned.log.end is not None:
-            return
-        for piece in owned.log.made[len(recording.pieces) :]:
-            recording.add(0, piece)
-        known = len(owned.log.made)
-        entry = self._logs.append(recording.id, owned.attempt, known, recording.pieces[known:], end)
-        await self._redis.line.batch([entry])
 
     # -- cancelled by a client ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 from gateway.calls import call_id
 from gateway.chat_completions import logprobs_of
 from gateway.inflight import Update
+from gateway.responses.errors import param_of
 from shared.errors import Cancelled, InvalidRequest, TokenbusError
 from shared.messages import End, Progress, TokenLogprob, ToolCallDelta, Usage
 
@@ -146,7 +147,7 @@ def outcome(end: End) -> dict[str, Any]:
         return {"status": "cancelled"}
     error = TokenbusError.from_code(end.code or "", end.message, end.param)
     code = "invalid_prompt" if isinstance(error, InvalidRequest) else "server_error"
-    return {"status": "failed", "error": {"code": code, "message": end.message, "param": end.param}}
+    return {"status": "failed", "error": {"code": code, "message": end.message, "param": param_of(end.param)}}
 
 
 def ended(response: dict[str, Any], pieces: Iterable[Update], end: End) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from gateway.hub import Hub
 from gateway.inflight import Update
 from gateway.recording import Recording
 from gateway.replies import WholeReply
+from gateway.responses.errors import param_of
 from gateway.responses.output import OutputItems, ended, outcome
 from gateway.templates import EventTemplate
 from shared.errors import ShuttingDown, TokenbusError
@@ -89,7 +90,7 @@ class ResponseEvents(EventTemplate):
 
     def error(self, error: TokenbusError) -> bytes:
         if isinstance(error, ShuttingDown):  # not the response's end, so it has no number of its own
-            told = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+            told = {"type": "error", "code": error.code, "message": error.message, "param": param_of(error.param)}
             return _encoded(told | {"sequence_number": self._next - 1})
         return self._ending(End(code=error.code, message=error.message, param=error.param))
 

@@ -1,11 +1,10 @@
 """POST /v1/responses and /v1/responses/input_tokens, and the chat request that says the same."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gateway.responses.items import Item, Items, MessageItem, Said, conversation, read_items
+from gateway.responses.items import Item, Items, MessageItem, read_items
 from gateway.schemas.base import Refused, Request, SampledRequest
 from gateway.schemas.chat import MAX_TOOLS, ChatCompletionRequest, FunctionName, ReasoningEffort
 from gateway.schemas.converted import chat_request
@@ -128,15 +127,15 @@ class PromptOfResponse(Request):
     def items(self) -> list[Item]:
         return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
-    def chat(self, items: Sequence[Said]) -> ChatCompletionRequest:
-        """`items`: those of the conversation before, and its own. Raises ValueError."""
-        return chat_request(**self._fields(items))
+    def chat(self, messages: list[dict[str, Any]]) -> ChatCompletionRequest:
+        """`messages`: of the conversation before, and its own. Raises ValueError."""
+        return chat_request(messages=messages, **self._fields())
 
-    def _fields(self, items: Sequence[Said]) -> dict[str, Any]:
+    def _fields(self) -> dict[str, Any]:
+        """Of the chat request, besides its messages."""
         choice, form = self.tool_choice, self.text.format if self.text else None
         return {
             "model": self.model,
-            "messages": conversation(self.instructions, items),
             "tools": [tool.for_chat() for tool in self.tools] if self.tools else None,
             "tool_choice": choice if choice is None or isinstance(choice, str) else choice.for_chat(),
             "parallel_tool_calls": self.parallel_tool_calls,
@@ -194,11 +193,11 @@ class ResponsesRequest(PromptOfResponse, SampledRequest):
     def wants_logprobs(self) -> bool:
         return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
 
-    def _fields(self, items: Sequence[Said]) -> dict[str, Any]:
+    def _fields(self) -> dict[str, Any]:
         drawn = {name: getattr(self, name) for name in SampledRequest.model_fields.keys() - {"stream_options"}}
         return (
             drawn
-            | super()._fields(items)
+            | super()._fields()
             | {
                 "max_completion_tokens": self.max_output_tokens,
                 "logprobs": True if self.wants_logprobs else None,

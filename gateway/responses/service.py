@@ -10,7 +10,7 @@ from gateway.generate import Answer, Generator
 from gateway.hub import Hub
 from gateway.recording import Recording
 from gateway.responses.followers import Followers
-from gateway.responses.items import Item, ItemReference, Said, read_items, stored_items
+from gateway.responses.items import Item, ItemReference, Said, conversation, read_items, stored_items
 from gateway.responses.keeper import Keeper
 from gateway.responses.records import Record, Records
 from gateway.responses.replies import RecordedAnswer
@@ -127,9 +127,13 @@ def _go_on(_: Recording) -> None:
 
 def _chat(body: PromptOfResponse, said: Sequence[Said]) -> ChatCompletionRequest:
     try:
-        return body.chat(said)
+        messages = conversation(body.instructions, said)
     except ValueError as error:
         raise InvalidRequest(str(error), param="input") from None
+    try:
+        return body.chat(messages)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
 
 
 def described(body: ResponsesRequest, id: str) -> dict[str, Any]:

@@ -298,3 +298,19 @@ async def test_a_client_that_leaves_cancels_its_stream_and_not_what_runs_in_the_
     await wait_until(lambda: used(stack, 1), description="one of them runs on", timeout=5)
     first, other = (sdk(stack).responses.retrieve(id) for id in ids)
     assert (first.status, other.status) == ("cancelled", "in_progress")
+
+
+async def test_a_stream_whose_log_is_gone_is_told_from_the_record(stack: Stack, bus: redis.Redis) -> None:
+    await stack.gateway("--response-ttl", "3600")
+    await stack.worker(*FLAGS)
+    await rows(stack, 1)
+    client, later = Client(), Client()
+    client.read(client.begin(stack, 1, max_output_tokens=20))
+    assert 0 < bus.pttl(KEYS.log(client.id)) <= 600_000
+    assert 0 < bus.pttl(KEYS.response(client.id)) <= 3_600_000
+    bus.delete(KEYS.log(client.id))
+    later.read(iter(sdk(stack).responses.retrieve(client.id, stream=True)))
+    later.check(stack, 20)
+    assert len(later.events) < len(client.events)
+    with pytest.raises(APIError, match="not kept"):
+        sdk(stack).responses.retrieve(client.id, stream=True, starting_after=3)
