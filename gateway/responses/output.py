@@ -11,6 +11,7 @@ from shared.errors import Cancelled, InvalidRequest, TokenbusError
 from shared.messages import End, Progress, TokenLogprob, ToolCallDelta, Usage
 
 Event = dict[str, Any]
+MESSAGE = ("message", 0)
 
 
 class OutputItems:
@@ -23,6 +24,26 @@ class OutputItems:
         self._text: list[str] = []  # of the open one
         self._logprobs: list[TokenLogprob] = []  # of its text
         self._untold: list[TokenLogprob] = []  # of text that is held back
+
+    def take_text(self, update: Update) -> bool:
+        """Takes an update that is nothing but more text for the open message, as there is one for each token. False if
+        it is something else."""
+        is_more = self._open == MESSAGE and not (update.reasoning or update.tool_calls or update.logprobs)
+        if is_more and not self._untold:
+            self._text.append(update.text)
+        return is_more and not self._untold
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """The index and the id of the last item."""
+        return len(self._items) - 1, self._items[-1]["id"]
+
+    def take_all(self, updates: Iterable[Update]) -> None:
+        """Nobody wants the events."""
+        for update in updates:
+            if not self.take_text(update):
+                for _ in self.take(update):
+                    pass
 
     def take(self, update: Update) -> Iterator[Event]:
         if update.reasoning:
@@ -108,8 +129,9 @@ class OutputItems:
         return _entries(told)
 
     def _event(self, type: str, **fields: Any) -> Event:
-        place: Event = {"type": type, "output_index": len(self._items) - 1}
-        return place | fields if "item" in fields else place | {"item_id": self._items[-1]["id"]} | fields
+        index, id = self.place
+        place: Event = {"type": type, "output_index": index}
+        return place | fields if "item" in fields else place | {"item_id": id} | fields
 
     def _id(self, prefix: str) -> str:
         """Tells where the item is."""
@@ -153,9 +175,7 @@ def outcome(end: End) -> dict[str, Any]:
 def ended(response: dict[str, Any], pieces: Iterable[Update], end: End) -> dict[str, Any]:
     """The response as it is for good."""
     items, fields = OutputItems(response["id"]), outcome(end)
-    for piece in pieces:
-        for _ in items.take(piece):
-            pass
+    items.take_all(pieces)
     for _ in items.end("completed" if fields["status"] == "completed" else "incomplete"):
         pass
     return response | fields | {"output": items.so_far()}
@@ -170,12 +190,9 @@ def beginning(response: dict[str, Any]) -> dict[str, Any]:
 
 def so_far(response: dict[str, Any], pieces: Iterable[Update]) -> dict[str, Any]:
     """As it is while it runs; it is queued until something is made of it."""
-    items, begun = OutputItems(response["id"]), False
-    for piece in pieces:
-        begun = True
-        for _ in items.take(piece):
-            pass
-    return beginning(response) | ({"status": "in_progress", "output": items.so_far()} if begun else {})
+    items, pieces = OutputItems(response["id"]), list(pieces)
+    items.take_all(pieces)
+    return beginning(response) | ({"status": "in_progress", "output": items.so_far()} if pieces else {})
 
 
 def pieces_of(output: Iterable[dict[str, Any]]) -> list[Progress]:

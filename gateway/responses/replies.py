@@ -22,6 +22,10 @@ EVENT_OF = {
     "failed": "response.failed",
     "cancelled": "response.incomplete",  # OpenAI has no event for it
 }
+TEXT_DELTA = (
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","output_index":%d,"item_id":"%b",'
+    b'"content_index":0,"logprobs":[],"delta":'
+)
 
 
 class RecordedAnswer(Answer):
@@ -67,6 +71,8 @@ class ResponseEvents(EventTemplate):
         self._next = 0
         self._has_begun = False
         self._end = End()
+        self._place: tuple[int, str] | None = None
+        self._before_text = b""
 
     def opening(self) -> bytes:
         created = self._told("response.created", self._response)
@@ -82,8 +88,20 @@ class ResponseEvents(EventTemplate):
     def update(self, update: Update) -> bytes:
         if update.usage is not None:
             self._end = End(reason=update.finish_reason, usage=update.usage, stop=update.stop)
+        if self._items.take_text(update):
+            return self._more_text(update.text) if update.text else b""
         begins = b"" if self._has_begun else self._begin()
         return begins + b"".join(map(self._event, self._items.take(update)))
+
+    def _more_text(self, text: str) -> bytes:
+        """The event of most tokens: what is the same in all of one item is encoded once."""
+        if self._place != self._items.place:
+            self._place = self._items.place
+            self._before_text = TEXT_DELTA % (self._place[0], self._place[1].encode())
+        number, self._next = self._next, self._next + 1
+        if number <= self._starting_after:
+            return b""
+        return b"".join((self._before_text, orjson.dumps(text), b',"sequence_number":%d}\n\n' % number))
 
     def ending(self, usage: dict[str, Any]) -> bytes:
         return self._ending(self._end)
