@@ -96,7 +96,9 @@ def _said(bus: redis.Redis, trace: str, word: str) -> set[str] | None:
 
 async def test_the_trace_of_a_job_tells_its_life(stack: Stack, bus: redis.Redis) -> None:
     await start(stack)
-    reply = post(stack, CHAT, chat("a b", max_tokens=2)).json()
+    reply = post(
+        stack, CHAT, chat("a b", max_tokens=6)
+    ).json()  # two come at once, perhaps before it is said to be queued
     trace = f"tokenbus:trace:{reply['id']}-0"
     rows = await wait_until(lambda: _said(bus, trace, "finished"), description="the trace is written")
     assert {"queued", "claimed", "first_token", "finished"} <= rows
@@ -112,6 +114,27 @@ async def test_a_large_prompt_lies_aside_once_while_it_is_needed(stack: Stack, b
     assert all(len(fields["job"]) < 2000 for _, fields in bus.xrange("tokenbus:jobs:{echo}:normal"))
     client.reset()
     await wait_until(lambda: not keys(bus, "payload"), description="the payload is gone")
+
+
+async def test_a_stored_response_has_a_record_a_log_and_an_owner_while_it_runs(stack: Stack, bus: redis.Redis) -> None:
+    await start(stack)
+    made = post(stack, "/v1/responses", {"model": "echo", "input": "a b", "max_output_tokens": 9, "background": True})
+    id = made.json()["id"]
+    record, log, owner = (f"tokenbus:{kind}:{{{id}}}" for kind in ("response", "log", "owner"))
+    (gateway,) = [key.rpartition(":")[2] for key in keys(bus, "gateway")]
+    assert bus.get(owner) == f"0 {gateway}"
+    assert bus.smembers("tokenbus:owners") == {gateway}
+    assert bus.smembers(f"tokenbus:owned:{gateway}") == {id}
+    assert json.loads(bus.hget(record, "job") or "")["request"] == id
+    await wait_until(lambda: bus.hexists(record, "end"), description="it has ended")
+    assert json.loads(bus.hget(record, "response") or "")["status"] == "incomplete"
+    assert [item["role"] for item in json.loads(bus.hget(record, "items") or "")] == ["user"]
+    entries = [fields for _, fields in bus.xrange(log)]
+    assert [piece["text"] for fields in entries for piece in json.loads(fields["made"])] == ["a", *[" b", " a"] * 4]
+    assert json.loads(entries[-1]["end"])["reason"] == "length"
+    assert not bus.hexists(record, "job")
+    assert not keys(bus, "owned")
+    assert all(bus.pttl(key) > 0 for key in (record, log, owner))
 
 
 async def test_a_quiet_system_holds_only_what_it_is(stack: Stack, bus: redis.Redis) -> None:

@@ -111,12 +111,13 @@ async def doomed(stack: Stack, second: Stack) -> Process:
     return doomed
 
 
-@pytest.mark.parametrize("most", [1, 4, 57])
+@pytest.mark.parametrize(("most", "instructions"), [(1, ""), (4, "w" * 70_000), (57, "")])
 async def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(
-    stack: Stack, second: Stack, doomed: Process, most: int
+    stack: Stack, second: Stack, doomed: Process, most: int, instructions: str
 ) -> None:
+    """Also one whose payload lies aside."""
     client = Client()
-    events = client.begin(stack, most)
+    events = client.begin(stack, most, instructions=instructions)
     doomed.kill()
     client.read(events)
     client.go_on(second)
