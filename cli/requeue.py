@@ -75,6 +75,7 @@ def as_suspect(job: Job, within: float) -> Job:
         attempt=0,
         crashes=SUSPECT_AFTER_CRASHES,
         resume=None,
+        logged=None,  # a stored response has ended: its answer comes here
     )
 
 

@@ -183,6 +183,7 @@ class Hub:
             inflight.took(piece)
         left = max(0.0, job.deadline / 1000 - time.time())
         siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, [inflight])
+        self._metrics.redelivered.labels(job.model, "adopted").inc()
         inflight.mark("adopted", attempt=attempt, tokens=len(inflight.token_ids))
         self._jobs[job.id] = inflight
         self._to_reissue.put_nowait((inflight, attempt))

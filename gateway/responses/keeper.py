@@ -26,6 +26,7 @@ CANCELLED = End(code=Cancelled.code, message="The response was cancelled.")
 
 class Keeper:
     EVERY_S = 0.5
+    STORING = 4  # at a time
     STORED_WITHIN_S = 2.0  # after that a client is told the end all the same
 
     def __init__(self, redis: Bus, keys: Keys, hub: Hub, records: Records, followers: Followers) -> None:
@@ -39,12 +40,13 @@ class Keeper:
         self._patience = Patience()
         self._patience.missed()
         self._open: dict[str, Recording] = {}
-        self._to_store: asyncio.Queue[Recording] = asyncio.Queue()
+        self._to_store: asyncio.Queue[Recording | str] = asyncio.Queue()  # by its id: to be forgotten
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._store_ended(), name="store")
+            for _ in range(self.STORING):
+                tasks.create_task(self._store_ended(), name="store")
             tasks.create_task(self._look_for_orphans(), name="orphans")
 
     async def open(self, job: Job, response: dict[str, Any], items: list[dict[str, Any]]) -> Recording:
@@ -56,6 +58,10 @@ class Keeper:
         recording = Recording(record.response, record.items, self._ended, self._moved)
         self._open[recording.id] = recording
         return recording
+
+    def withdraw(self, id: str) -> None:
+        """It could not be queued: its client is told so, and not that there is a response."""
+        self._to_store.put_nowait(id)
 
     async def forget(self, id: str) -> None:
         self._open.pop(id, None)
@@ -73,27 +79,26 @@ class Keeper:
 
     async def _store_ended(self) -> None:
         while True:
-            recording = await self._to_store.get()
+            one = await self._to_store.get()
             try:
-                await self._store(recording)
+                await (self.forget(one) if isinstance(one, str) else self._store(one))
             except BUS_ERRORS as error:
-                log.warning("response %s is not stored yet: %s", recording.id, error)
-                self._to_store.put_nowait(recording)
+                log.warning("a response is not stored yet: %s", error)
+                self._to_store.put_nowait(one)
                 await asyncio.sleep(self.EVERY_S)
-                continue
-            self._open.pop(recording.id, None)
-            recording.release()
 
     async def _store(self, recording: Recording) -> None:
         """But not what failed before its client was told that there is a response."""
         assert recording.end is not None
-        if recording.end.code is not None:
-            if not recording.pieces and not recording.response["background"]:
-                await self._records.forget(recording.id, self._hub.id)
-                return
-            await self._owned.close(recording, recording.end)
-        response = ended(recording.response, recording.pieces, recording.end)
-        await self._records.finish(recording, self._hub.id, response)
+        if recording.end.code is not None and not recording.pieces and not recording.response["background"]:
+            await self.forget(recording.id)
+        else:
+            if recording.end.code is not None:
+                await self._owned.close(recording, recording.end)
+            response = ended(recording.response, recording.pieces, recording.end)
+            await self._records.finish(recording, self._hub.id, response)
+            self._open.pop(recording.id, None)
+        recording.release()
 
     # -- cancelled by a client ------------------------------------------------------------------------------------
 

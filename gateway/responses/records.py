@@ -1,6 +1,7 @@
 """Stored responses in Redis: each a hash of the response, its input items, how it ended, and the job while it runs."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from shared.line import Command
 from shared.messages import INLINE_PAYLOAD_BYTES, End, Job, decode_end, decode_job, encode
 from shared.queue import script
 
+ID = re.compile(r"resp_[0-9a-f]{32}")
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -21,6 +24,7 @@ class Record:
     items: list[dict[str, Any]]  # of the conversation before, and its own
     end: End | None = None
     job: Job | None = None  # until it has ended
+    size: int = 0  # in Redis, bytes, without the job
 
 
 class Records:
@@ -40,6 +44,8 @@ class Records:
         await self._send([record, ("PEXPIRE", key, self._ttl_ms), *self._logs.began(job)])
 
     async def load(self, id: str) -> Record | None:
+        if not ID.fullmatch(id):
+            return None
         response, items, end, job = await self._redis.hmget(self._keys.response(id), "response", "items", "end", "job")
         if response is None or items is None:
             return None
@@ -48,20 +54,18 @@ class Records:
             orjson.loads(items),
             None if end is None else decode_end(end),
             None if job is None else decode_job(job),
+            len(response) + len(items),
         )
 
-    async def finish(self, recording: Recording, gateway: str, response: dict[str, Any]) -> bool:
-        """False if another gateway owns it."""
-        key, end = self._keys.response(recording.id), encode(recording.end)
-        written = orjson.dumps(response)
-        keys = [key, self._keys.owner(recording.id), self._keys.log(recording.id)]
-        reply = await self._redis.line.run(self._finish, keys, [gateway, written, self._ttl_ms, end, LOG_TTL_MS])
-        commands: list[Command] = [("SREM", self._keys.owned(gateway), recording.id)]
-        if reply < 0:
+    async def finish(self, recording: Recording, gateway: str, response: dict[str, Any]) -> None:
+        """Nothing is written if another gateway owns it."""
+        key, end, written = self._keys.response(recording.id), encode(recording.end), orjson.dumps(response)
+        keys = (key, self._keys.owner(recording.id), self._keys.log(recording.id))
+        finish = ("EVAL", self._finish.source, len(keys), *keys, gateway, written, self._ttl_ms, end, LOG_TTL_MS)
+        found, _ = await self._send([finish, ("SREM", self._keys.owned(gateway), recording.id)])
+        if found < 0:
             record = ("HSET", key, "response", written, "items", orjson.dumps(recording.items), "end", end)
-            commands += [record, ("PEXPIRE", key, self._ttl_ms)]
-        await self._send(commands)
-        return bool(reply)
+            await self._send([record, ("PEXPIRE", key, self._ttl_ms)])
 
     async def forget(self, id: str, gateway: str) -> None:
         """The owner stays until its time is over, or a worker would take it for one that Redis has lost."""
@@ -73,19 +77,12 @@ class Records:
             ]
         )
 
-    async def _send(self, commands: Iterable[Command]) -> None:
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
         """Megabytes do not go by the line, where everybody would wait for them."""
-        commands = list(commands)
-        if sum(len(part) for command in commands for part in command if isinstance(part, bytes)) < INLINE_PAYLOAD_BYTES:
-            await self._redis.line.batch(commands)
-            return
+        size = sum(len(part) for command in commands for part in command if isinstance(part, bytes))
+        if size < INLINE_PAYLOAD_BYTES:
+            return await self._redis.line.batch(commands)
         async with self._redis.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
-            await pipe.execute()
-
-
-def is_sound(id: str) -> bool:
-    """It could be the id of a response."""
-    prefix, _, rest = id.partition("_")
-    return prefix == "resp" and len(rest) == 32 and rest.isascii() and rest.isalnum()
+            return list(await pipe.execute())

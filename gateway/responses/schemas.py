@@ -9,7 +9,6 @@ from gateway.schemas.base import Refused, Request, SampledRequest
 from gateway.schemas.chat import MAX_TOOLS, ChatCompletionRequest, FunctionName, ReasoningEffort
 from gateway.schemas.converted import chat_request
 
-ID = r"^resp_[0-9a-f]{32}$"
 LOGPROBS = "message.output_text.logprobs"
 
 

@@ -31,7 +31,7 @@ class Responses:
         self._records = records
 
     async def create(self, body: ResponsesRequest, asked: Asked) -> Answer:
-        before, said = await self._said(body)
+        before, said = await self._said(body, asked)
         chat = _chat(body, said)
         if not body.is_stored:
             return await self._generator.chat(chat, asked, "resp_")
@@ -46,23 +46,25 @@ class Responses:
         try:
             return await self._generator.chat(chat, asked, "resp_", opens)
         except BaseException:
-            await self._keeper.forget(response["id"])
+            self._keeper.withdraw(response["id"])
             raise
 
     async def count(self, body: InputTokensRequest, asked: Asked) -> Answer:
-        _, said = await self._said(body)
+        _, said = await self._said(body, asked)
         payload = _chat(body, said).payload() | {"add_special_tokens": False}
         return await self._generator.ask("tokenize", body.model, [payload], asked)
 
-    async def _said(self, body: PromptOfResponse) -> tuple[list[dict[str, Any]], list[Said]]:
+    async def _said(self, body: PromptOfResponse, asked: Asked) -> tuple[list[dict[str, Any]], list[Said]]:
         """The items of the conversation before as they are stored, and all of them."""
-        before = await self._items_before(body.previous_response_id)
+        before: list[dict[str, Any]] = []
+        if body.previous_response_id is not None:
+            record = await self._previous(body.previous_response_id)
+            before = [*record.items, *record.response["output"]]
+            asked.size += record.size  # as if it had been sent again
         said = await self._resolved([*read_items(before), *body.items])
         return before, said
 
-    async def _items_before(self, id: str | None) -> list[dict[str, Any]]:
-        if id is None:
-            return []
+    async def _previous(self, id: str) -> Record:
         record = await self._records.load(id)
         param = "previous_response_id"
         if record is None:
@@ -72,7 +74,7 @@ class Responses:
             raise InvalidRequest(f"Previous response with id '{id}' has not ended yet.", param=param)
         if record.end.reason is None:
             raise InvalidRequest(f"Previous response with id '{id}' was not completed.", param=param)
-        return [*record.items, *record.response["output"]]
+        return record
 
     async def _resolved(self, items: Sequence[Item]) -> list[Said]:
         """With the items that references stand for."""

@@ -3,7 +3,9 @@ from typing import Any
 import pytest
 
 from cli.letters import SHOWN_CHARS, Letter, find, last_text, one_line
+from cli.requeue import as_suspect
 from shared.errors import StartupError
+from shared.messages import Resume
 from tests.integration.bus import make_job
 
 
@@ -51,3 +53,8 @@ def test_a_prompt_in_a_list_is_one_line_that_moves_no_cursor() -> None:
     assert one_line("a\r\n\tb\x1b[2J\x07 \u202ec") == "a b [2J c"
     assert len(one_line("ab " * 1000)) == SHOWN_CHARS
     assert one_line("ab " * 1000).endswith("…")
+
+
+def test_a_stored_responses_job_runs_again_without_its_log() -> None:
+    again = as_suspect(make_job("resp_1-0", attempt=3, logged=7, resume=Resume([1], 2)), 60)
+    assert (again.logged, again.resume, again.attempt) == (None, None, 0)
