@@ -19,7 +19,8 @@ from gateway.schemas.chat import ChatCompletionRequest
 from shared.errors import InvalidRequest, NotFound, PreviousNotFound
 from shared.messages import Job
 
-ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_(i?)([0-9]{1,6})")
+ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_i?[0-9]{1,6}")
+MOST_REFERRED = 100
 
 
 class Responses:
@@ -38,7 +39,11 @@ class Responses:
         response = described(body, f"resp_{asked.hex}")
         kept = [*before, *stored_items(said[len(before) :], asked.hex)]
 
+        opened = False
+
         async def opens(job: Job) -> Answer:
+            nonlocal opened
+            opened = True
             recording = await self._keeper.open(job, response, kept)
             on_close = _go_on if body.background else self._keeper.abandon
             return RecordedAnswer(self._hub, recording, on_close)
@@ -46,7 +51,8 @@ class Responses:
         try:
             return await self._generator.chat(chat, asked, "resp_", opens)
         except BaseException:
-            self._keeper.withdraw(response["id"])
+            if opened:
+                self._keeper.withdraw(response["id"])
             raise
 
     async def count(self, body: InputTokensRequest, asked: Asked) -> Answer:
@@ -61,8 +67,11 @@ class Responses:
             record = await self._previous(body.previous_response_id)
             before = [*record.items, *record.response["output"]]
             asked.size += record.size  # as if it had been sent again
-        said = await self._resolved([*read_items(before), *body.items])
-        return before, said
+        try:
+            items = read_items([*before, *body.items])
+        except ValueError as error:  # more of them than a conversation may have
+            raise InvalidRequest(str(error), param="input") from None
+        return before, await self._resolved(items)
 
     async def _previous(self, id: str) -> Record:
         record = await self._records.load(id)
@@ -78,15 +87,25 @@ class Responses:
 
     async def _resolved(self, items: Sequence[Item]) -> list[Said]:
         """With the items that references stand for."""
+        stored: dict[str, list[dict[str, Any]]] = {}
         said: list[Said] = []
         for item in items:
-            said.append(await self._referred(item.id) if isinstance(item, ItemReference) else item)
+            if not isinstance(item, ItemReference):
+                said.append(item)
+            elif len(stored) < MOST_REFERRED:
+                said.append(await self._referred(item.id, stored))
+            else:
+                raise InvalidRequest(f"Items of at most {MOST_REFERRED} responses may be referred to.", param="input")
         return said
 
-    async def _referred(self, id: str) -> Said:
+    async def _referred(self, id: str, stored: dict[str, list[dict[str, Any]]]) -> Said:
+        """`stored`: the items of the responses that were looked at so far."""
         if place := ITEM_ID.fullmatch(id):
-            record = await self._records.load(f"resp_{place[1]}")
-            for item in [] if record is None else record.items if place[2] else record.response["output"]:
+            response = f"resp_{place[1]}"
+            if response not in stored:
+                record = await self._records.load(response)
+                stored[response] = [] if record is None else [*record.items, *record.response["output"]]
+            for item in stored[response]:
                 if item["id"] == id and not isinstance(said := read_items([item])[0], ItemReference):
                     return said
         raise NotFound(f"Item with id '{id}' not found.", param="input")
