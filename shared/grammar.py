@@ -31,9 +31,17 @@ MOST_PATTERNS = 10  # in a schema in which one value must match several
 # 2 kB a state; 2,000 items in a row are not enough for an object of 600 optional properties.
 LIMITS = LLParserLimits(max_lexer_states=50_000, max_items_in_row=10_000, verbose_errors=False)
 
-# Between the parts of a JSON text: at most one space. Whatever more the grammar allowed, a small model can fill with
-# it the rest of its reply.
-WHITESPACE = {"whitespace_pattern": " ?", "item_separator": ",", "key_separator": ":", "lenient": False}
+# How JSON is written. Between its parts is at most one space: whatever more the grammar allowed, a small model can fill
+# with it the rest of its reply. No character is written as its code (\uXXXX): or the name of an additional property
+# could be that of another one, whose value has another schema.
+WRITTEN = {
+    "whitespace_pattern": " ?",
+    "item_separator": ",",
+    "key_separator": ":",
+    "json_allowed_escapes": '"\\\\bfnrt',
+    "lenient": False,
+}
+ONLY_AS_CODES = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")  # what is then not written at all
 # Keywords that say nothing of a value, and so intersect with nothing.
 ANNOTATIONS = {"$comment", "$defs", "$id", "$schema", "definitions", "deprecated", "description", "title"}.union(
     {"default", "discriminator", "example", "examples", "nullable", "readOnly", "writeOnly", "x-guidance"}
@@ -74,12 +82,12 @@ def _text(structured: Structured) -> str:
 
 
 def json_schema(schema: Any) -> dict[str, Any]:
-    """The schema with our WHITESPACE in it, as it may stand after %json in a Lark grammar too."""
+    """The schema with WRITTEN in it, as it may stand after %json in a Lark grammar too."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
     if not isinstance(schema, dict):
         raise ValueError("a schema must be an object or a boolean")
-    return {**schema, "x-guidance": WHITESPACE}
+    return {**schema, "x-guidance": WRITTEN}
 
 
 def check(grammar: str, param: str | None = None) -> None:
@@ -134,7 +142,8 @@ def _check_length(text: str, param: str | None) -> None:
 
 
 def _refusal(message: str, param: str | None) -> InvalidRequest:
-    return InvalidRequest(f"The grammar or schema cannot be used: {_first_line(message)}", param=param)
+    reason = "nothing satisfies it." if message.startswith("NoExtension") else _first_line(message)
+    return InvalidRequest(f"The grammar or schema cannot be used: {reason}", param=param)
 
 
 def _first_line(message: str) -> str:
@@ -161,6 +170,10 @@ def _schemas(grammar: str) -> Iterator[Any]:
 def _check_schema(schema: Any, param: str | None) -> None:
     divisors, patterns, intersects = [1], 0, False
     for node in _nodes(schema):
+        if _counts_names(node):
+            raise _refusal("'minProperties' is supported only where no property could be given twice.", param)
+        if any(map(ONLY_AS_CODES.search, _strings([node.get("enum"), node.get("const")]))):
+            raise _refusal("control characters in 'enum' or 'const' are not supported.", param)
         divisors.append(_divisor(node.get("multipleOf")))
         patterns += isinstance(node.get("pattern"), str) + len(_pattern_properties(node))
         intersects = intersects or _intersects(node)
@@ -182,6 +195,27 @@ def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
             rest += node.values()
         elif isinstance(node, list):
             rest += node
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Of a list of constants; the names in objects are none."""
+    rest = [value]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict | list):
+            rest += node.values() if isinstance(node, dict) else node
+
+
+def _counts_names(node: dict[str, Any]) -> bool:
+    """There must be more properties than those that are required and one more. A grammar counts one that is repeated
+    twice, and no grammar can tell, where it has not their names."""
+    least, required = node.get("minProperties"), node.get("required")
+    if isinstance(least, bool) or not isinstance(least, int | float):
+        return False
+    is_closed = node.get("additionalProperties") is False and not _pattern_properties(node)
+    return not is_closed and least > 1 + len(set(map(str, required)) if isinstance(required, list) else ())
 
 
 def _pattern_properties(node: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,14 @@ def test_what_is_right_is_let_through_and_nothing_else(kind: Any, value: Any, ri
     assert not accepts(kind, value, wrong)
 
 
+@pytest.mark.parametrize("written", [r'{"\u0061":"x"}', r'{"\u00e9":"x"}', '{"\\ud83d\\udc32":"x"}', r'{"\u0022":"x"}'])
+def test_an_additional_property_cannot_have_the_name_of_another_one(written: str) -> None:
+    """Spelled in another way, and with a value that its schema forbids."""
+    schema = {"type": "object", "properties": {name: {"type": "integer"} for name in ("a", "é", "🐲", '"')}}
+    assert not accepts("json", schema, written)
+    assert accepts("json", schema, '{"b":"x"}')
+
+
 def test_a_json_text_has_no_room_to_waste() -> None:
     assert accepts("json", True, '{"a": 1, "b": [2, 3]}')
     assert accepts("json", True, '{"a":1,"b":[2,3]}')
@@ -73,6 +81,11 @@ def test_a_json_text_has_no_room_to_waste() -> None:
         ({"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True}, "Unimplemented keys"),
         ({"type": "string", "format": "zork"}, "Unknown format"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "object", "minProperties": 2}, "given twice"),
+        ({"type": "object", "required": ["a"], "patternProperties": {"^x": {}}, "minProperties": 3}, "given twice"),
+        ({"properties": {"a": {"enum": ["\x1b"]}}}, "control characters"),
+        ({"properties": {"a": {"const": [{"b": "\x1b"}]}}}, "control characters"),
+        ({"$ref": "#"}, "nothing satisfies it"),
         ({"multipleOf": 10_007}, "'multipleOf' is supported up to"),
         ({"allOf": [{"multipleOf": 1009}, {"multipleOf": 1013}]}, "'multipleOf' is supported up to"),
         ({"multipleOf": 1e300}, "'multipleOf' is supported up to"),
