@@ -27,6 +27,7 @@ from shared.messages import Structured
 LONGEST = 128 * 1024  # characters
 STACK_BYTES = 512 * 1024 * 1024  # of addresses; what is not used costs no memory
 LARGEST_DIVISOR = 10_000  # of 'multipleOf': as many states
+LEAST_NUMBER = -(10**18)  # an integer that may be no other than one near -2^63 ends the process
 MOST_PATTERNS = 10  # in a schema in which one value must match several
 # 2 kB a state; 2,000 items in a row are not enough for an object of 600 optional properties.
 LIMITS = LLParserLimits(max_lexer_states=50_000, max_items_in_row=10_000, verbose_errors=False)
@@ -168,6 +169,8 @@ def _schemas(grammar: str) -> Iterator[Any]:
 
 
 def _check_schema(schema: Any, param: str | None) -> None:
+    if any(number < LEAST_NUMBER for number in _numbers(schema)):
+        raise _refusal("numbers below -10^18 are not supported.", param)
     divisors, patterns, intersects = [1], 0, False
     for node in _nodes(schema):
         if _counts_names(node):
@@ -186,26 +189,25 @@ def _check_schema(schema: Any, param: str | None) -> None:
         raise _refusal(f"more than {MOST_PATTERNS} patterns, in schemas that are combined.", param)
 
 
-def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    rest = [schema]
-    while rest:
-        node = rest.pop()
-        if isinstance(node, dict):
-            yield node
-            rest += node.values()
-        elif isinstance(node, list):
-            rest += node
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Of a list of constants; the names in objects are none."""
+def _values(value: Any) -> Iterator[Any]:
+    """All that it is made of, but for the names in objects."""
     rest = [value]
     while rest:
-        node = rest.pop()
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, dict | list):
-            rest += node.values() if isinstance(node, dict) else node
+        yield (one := rest.pop())
+        if isinstance(one, dict | list):
+            rest += one.values() if isinstance(one, dict) else one
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    return (value for value in _values(schema) if isinstance(value, dict))
+
+
+def _numbers(schema: Any) -> Iterator[int | float]:
+    return (value for value in _values(schema) if isinstance(value, int | float))
+
+
+def _strings(constants: Any) -> Iterator[str]:
+    return (value for value in _values(constants) if isinstance(value, str))
 
 
 def _counts_names(node: dict[str, Any]) -> bool:

@@ -137,6 +137,19 @@ def test_a_long_chain_of_references_does_not_end_the_process(levels: int) -> Non
     check(constraint(Structured("grammar", f'start: r0\n{rules}\nr9000: "a"')))
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "const": -(2**63)},
+        {"type": "integer", "enum": [3, -1e30]},
+        {"allOf": [{"type": "integer"}, {"minimum": -(2**63), "maximum": -(2**63) + 8}]},
+    ],
+)
+def test_an_integer_at_the_end_of_its_range_does_not_end_the_process(schema: Any) -> None:
+    assert "below -10^18" in refusal("json", schema)
+    check(constraint(Structured("json", {"type": "integer", "enum": [-(10**18), 10**18, 1e300]})))
+
+
 def test_patterns_of_fields_that_do_not_meet_are_as_many_as_one_likes() -> None:
     fields = {f"f{n}": {"type": "string", "pattern": f"^x{n}$"} for n in range(50)}
     optional = {"also": {"anyOf": [STRING, {"type": "null"}], "default": None, "title": "Also"}}
