@@ -15,6 +15,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from decimal import Decimal
 from typing import Any
 
@@ -111,7 +112,10 @@ def compiled(grammar: str, tokenizer: LLTokenizer, param: str | None = None) -> 
     _check_length(grammar, param)
     for schema in _schemas(grammar):
         _check_schema(schema, param)
-    matcher: LLMatcher = _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
+    try:
+        matcher: LLMatcher = _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
+    except ValueError as error:
+        raise _refusal(str(error), param) from error
     if matcher.is_error():
         raise _refusal(matcher.get_error(), param)
     if warnings := matcher.get_grammar_warnings():
@@ -125,16 +129,24 @@ def _bytes_tokenizer() -> LLTokenizer:
 
 
 def _deep(work: Callable[[], Any]) -> Any:
-    """Calls it in a thread with a stack that recursion does not overflow: that would end the process."""
-    results: list[Any] = []
+    """Calls it in a thread with a stack that recursion does not overflow: that would end the process. Raises ValueError
+    for whatever goes wrong."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # a panic in llguidance is no Exception
+            future.set_exception(ValueError(str(error)))
+
     usual = threading.stack_size(STACK_BYTES)
     try:
-        thread = threading.Thread(target=lambda: results.append(work()), name="grammar")
+        thread = threading.Thread(target=run, name="grammar")
         thread.start()
     finally:
         threading.stack_size(usual)
     thread.join()
-    return results[0]
+    return future.result()
 
 
 def _check_length(text: str, param: str | None) -> None:

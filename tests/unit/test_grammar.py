@@ -122,6 +122,18 @@ def test_what_is_no_grammar_is_refused(kind: Any, value: Any, words: str) -> Non
     assert words in refusal(kind, value)
 
 
+def test_a_grammar_over_which_the_library_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As those of Rust."""
+
+    def panic(*_: Any, **__: Any) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(grammars, "LLMatcher", panic)
+    with pytest.raises(InvalidRequest, match="cannot be used: index out of bounds"):
+        compiled('{"grammars": []}', LLTokenizer("byte"))
+
+
 def test_a_schema_deeper_than_any_recursion_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(5000):
