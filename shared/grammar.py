@@ -15,6 +15,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from decimal import Decimal
 from typing import Any
 
@@ -27,13 +28,22 @@ from shared.messages import Structured
 LONGEST = 128 * 1024  # characters
 STACK_BYTES = 512 * 1024 * 1024  # of addresses; what is not used costs no memory
 LARGEST_DIVISOR = 10_000  # of 'multipleOf': as many states
+LEAST_NUMBER = -(10**18)  # an integer that may be no other than one near -2^63 ends the process
 MOST_PATTERNS = 10  # in a schema in which one value must match several
 # 2 kB a state; 2,000 items in a row are not enough for an object of 600 optional properties.
 LIMITS = LLParserLimits(max_lexer_states=50_000, max_items_in_row=10_000, verbose_errors=False)
 
-# Between the parts of a JSON text: at most one space. Whatever more the grammar allowed, a small model can fill with
-# it the rest of its reply.
-WHITESPACE = {"whitespace_pattern": " ?", "item_separator": ",", "key_separator": ":", "lenient": False}
+# How JSON is written. Between its parts is at most one space: whatever more the grammar allowed, a small model can fill
+# with it the rest of its reply. No character is written as its code (\uXXXX): or the name of an additional property
+# could be that of another one, whose value has another schema.
+WRITTEN = {
+    "whitespace_pattern": " ?",
+    "item_separator": ",",
+    "key_separator": ":",
+    "json_allowed_escapes": '"\\\\bfnrt',
+    "lenient": False,
+}
+ONLY_AS_CODES = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")  # what is then not written at all
 # Keywords that say nothing of a value, and so intersect with nothing.
 ANNOTATIONS = {"$comment", "$defs", "$id", "$schema", "definitions", "deprecated", "description", "title"}.union(
     {"default", "discriminator", "example", "examples", "nullable", "readOnly", "writeOnly", "x-guidance"}
@@ -74,12 +84,12 @@ def _text(structured: Structured) -> str:
 
 
 def json_schema(schema: Any) -> dict[str, Any]:
-    """The schema with our WHITESPACE in it, as it may stand after %json in a Lark grammar too."""
+    """The schema with WRITTEN in it, as it may stand after %json in a Lark grammar too."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
     if not isinstance(schema, dict):
         raise ValueError("a schema must be an object or a boolean")
-    return {**schema, "x-guidance": WHITESPACE}
+    return {**schema, "x-guidance": WRITTEN}
 
 
 def check(grammar: str, param: str | None = None) -> None:
@@ -102,7 +112,10 @@ def compiled(grammar: str, tokenizer: LLTokenizer, param: str | None = None) -> 
     _check_length(grammar, param)
     for schema in _schemas(grammar):
         _check_schema(schema, param)
-    matcher: LLMatcher = _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
+    try:
+        matcher: LLMatcher = _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
+    except ValueError as error:
+        raise _refusal(str(error), param) from error
     if matcher.is_error():
         raise _refusal(matcher.get_error(), param)
     if warnings := matcher.get_grammar_warnings():
@@ -116,16 +129,24 @@ def _bytes_tokenizer() -> LLTokenizer:
 
 
 def _deep(work: Callable[[], Any]) -> Any:
-    """Calls it in a thread with a stack that recursion does not overflow: that would end the process."""
-    results: list[Any] = []
+    """Calls it in a thread with a stack that recursion does not overflow: that would end the process. Raises ValueError
+    for whatever goes wrong."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # a panic in llguidance is no Exception
+            future.set_exception(ValueError(str(error)))
+
     usual = threading.stack_size(STACK_BYTES)
     try:
-        thread = threading.Thread(target=lambda: results.append(work()), name="grammar")
+        thread = threading.Thread(target=run, name="grammar")
         thread.start()
     finally:
         threading.stack_size(usual)
     thread.join()
-    return results[0]
+    return future.result()
 
 
 def _check_length(text: str, param: str | None) -> None:
@@ -134,7 +155,8 @@ def _check_length(text: str, param: str | None) -> None:
 
 
 def _refusal(message: str, param: str | None) -> InvalidRequest:
-    return InvalidRequest(f"The grammar or schema cannot be used: {_first_line(message)}", param=param)
+    reason = "nothing satisfies it." if message.startswith("NoExtension") else _first_line(message)
+    return InvalidRequest(f"The grammar or schema cannot be used: {reason}", param=param)
 
 
 def _first_line(message: str) -> str:
@@ -159,8 +181,14 @@ def _schemas(grammar: str) -> Iterator[Any]:
 
 
 def _check_schema(schema: Any, param: str | None) -> None:
+    if any(number < LEAST_NUMBER for number in _numbers(schema)):
+        raise _refusal("numbers below -10^18 are not supported.", param)
     divisors, patterns, intersects = [1], 0, False
     for node in _nodes(schema):
+        if _counts_names(node):
+            raise _refusal("'minProperties' is supported only where no property could be given twice.", param)
+        if any(map(ONLY_AS_CODES.search, _strings([node.get("enum"), node.get("const")]))):
+            raise _refusal("control characters in 'enum' or 'const' are not supported.", param)
         divisors.append(_divisor(node.get("multipleOf")))
         patterns += isinstance(node.get("pattern"), str) + len(_pattern_properties(node))
         intersects = intersects or _intersects(node)
@@ -173,15 +201,35 @@ def _check_schema(schema: Any, param: str | None) -> None:
         raise _refusal(f"more than {MOST_PATTERNS} patterns, in schemas that are combined.", param)
 
 
-def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    rest = [schema]
+def _values(value: Any) -> Iterator[Any]:
+    """All that it is made of, but for the names in objects."""
+    rest = [value]
     while rest:
-        node = rest.pop()
-        if isinstance(node, dict):
-            yield node
-            rest += node.values()
-        elif isinstance(node, list):
-            rest += node
+        yield (one := rest.pop())
+        if isinstance(one, dict | list):
+            rest += one.values() if isinstance(one, dict) else one
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    return (value for value in _values(schema) if isinstance(value, dict))
+
+
+def _numbers(schema: Any) -> Iterator[int | float]:
+    return (value for value in _values(schema) if isinstance(value, int | float))
+
+
+def _strings(constants: Any) -> Iterator[str]:
+    return (value for value in _values(constants) if isinstance(value, str))
+
+
+def _counts_names(node: dict[str, Any]) -> bool:
+    """There must be more properties than those that are required and one more. A grammar counts one that is repeated
+    twice, and no grammar can tell, where it has not their names."""
+    least, required = node.get("minProperties"), node.get("required")
+    if isinstance(least, bool) or not isinstance(least, int | float):
+        return False
+    is_closed = node.get("additionalProperties") is False and not _pattern_properties(node)
+    return not is_closed and least > 1 + len(set(map(str, required)) if isinstance(required, list) else ())
 
 
 def _pattern_properties(node: dict[str, Any]) -> dict[str, Any]:

@@ -234,6 +234,13 @@ class ChatCompletionRequest(GenerationRequest):
         return None
 
     @property
+    def _callable(self) -> list[Function]:
+        if self.tool_choice == "none":
+            return []
+        functions = [tool.function for tool in self.tools or ()]
+        return [one for one in functions if self._chosen is None or one.name in self._chosen]
+
+    @property
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
@@ -248,9 +255,9 @@ class ChatCompletionRequest(GenerationRequest):
     def constraints(self) -> Iterator[tuple[Structured, str]]:
         if self.structured is not None:
             yield self.structured, "structured_outputs" if self.response_format is None else "response_format"
-        for tool in (self.tools or ()) if self.tool_choice != "none" else ():
-            if tool.function.parameters is not None and (self._mode == "required" or tool.function.strict):
-                yield Structured("json", tool.function.parameters), "tools"
+        for function in self._callable:
+            if function.parameters is not None and (self._mode == "required" or function.strict):
+                yield Structured("json", function.parameters), "tools"
 
     def payload(self) -> dict[str, Any]:
         """The job's, see shared.messages.Job."""

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from shared.errors import InvalidRequest
-from shared.grammar import constraint
+from shared.grammar import compiled, constraint
 from shared.messages import Progress, Structured
 from tests.unit.test_dialects import FORMS
 from worker.engines.dialects import DIALECTS, MAGISTRAL, THINK
@@ -273,10 +273,73 @@ def test_what_need_not_be_forced_costs_nothing(use: ToolUse | None) -> None:
 
 def test_a_strict_tool_whose_schema_cannot_be_kept_is_refused() -> None:
     odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
-    with pytest.raises(InvalidRequest, match=r"strict tool 'f'.*uniqueItems") as caught:
+    with pytest.raises(InvalidRequest, match=r"'f' must obey.*uniqueItems") as caught:
         _ = Tool("f", parameters=odd, strict=True).schema
     assert caught.value.param == "tools"
     assert Tool("f", parameters=odd).schema["properties"] == {"a": {"type": "array"}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_what_is_forced_is_strict(mode: str) -> None:
+    use = ToolUse.read({"tools": [{"name": "f"}, {"name": "g", "strict": True}], "tool_choice": {"mode": mode}})
+    assert use is not None
+    assert [tool.strict for tool in use.tools] == [mode == "required", True]
+
+
+def test_arguments_are_not_closed_where_more_of_them_are_asked_for() -> None:
+    parameters = {"properties": {"a": {"type": "integer"}}, "required": ["a"], "minProperties": 2}
+    schema = Tool("f", parameters=parameters, strict=True).schema
+    assert schema["minProperties"] == 2
+    assert "additionalProperties" not in schema
+
+
+A_DATE = {"type": "string", "format": "date"}
+BEYOND_QWEN = [
+    ({"properties": {"a": A_DATE}}, "format"),
+    ({"properties": {"a": {"type": "string", "anyOf": [{"minLength": 3}]}}}, "anyOf"),
+    ({"properties": {"a": {"type": "object", "properties": {"b": {"$ref": "#"}}}}}, r"\$ref"),
+    ({"properties": {"a": {"type": "string"}}, "required": ["a", "b"]}, "b"),
+    ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {}, "b": {}}}, "anyOf"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "word"), BEYOND_QWEN)
+def test_what_a_form_without_quotes_cannot_keep_is_refused_if_it_is_strict(
+    parameters: dict[str, Any], word: str
+) -> None:
+    def grammar(*, strict: bool) -> str | None:
+        use = ToolUse((Tool("f", parameters=parameters, strict=strict),), parallel=False)
+        return ReplyForm(DIALECTS["qwen3-coder"](""), use).grammar(Markers(tokenizer("text")[0]), None)
+
+    with pytest.raises(InvalidRequest, match=f"'f' must obey '{word}'") as caught:
+        grammar(strict=True)
+    assert caught.value.param == "tools"
+    loose = grammar(strict=False)
+    assert loose is not None
+    compiled(loose, tokenizer("text")[1])
+
+
+MIXED = {
+    "type": "object",
+    "properties": {
+        "few": {"type": "string", "enum": ["a\n", "\nb"]},
+        "one": {"const": "x"},
+        "any": {"enum": ["a", 1, None]},
+        "maybe": {"type": ["string", "null"], "maxLength": 3},
+        "deep": {"type": "object", "properties": {"c": {"$ref": "#/$defs/c"}}, "required": ["c"]},
+        "true": True,
+    },
+    "required": ["few", "one", "any", "maybe", "deep"],
+    "$defs": {"c": {"type": "integer"}},
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dialect", EITHER)
+def test_arguments_of_any_kind_come_out_as_the_schema_wants_them(dialect: Dialect, seed: int) -> None:
+    tools = (Tool("f", parameters=MIXED, strict=True),)
+    made, _ = walked(ReplyForm(dialect, ToolUse(tools, required=True, parallel=False)), "text", seed)
+    assert check_calls(made, tools) == ["f"]
 
 
 def nested(depth: int) -> dict[str, Any]:

@@ -49,6 +49,14 @@ def test_what_is_right_is_let_through_and_nothing_else(kind: Any, value: Any, ri
     assert not accepts(kind, value, wrong)
 
 
+@pytest.mark.parametrize("written", [r'{"\u0061":"x"}', r'{"\u00e9":"x"}', '{"\\ud83d\\udc32":"x"}', r'{"\u0022":"x"}'])
+def test_an_additional_property_cannot_have_the_name_of_another_one(written: str) -> None:
+    """Spelled in another way, and with a value that its schema forbids."""
+    schema = {"type": "object", "properties": {name: {"type": "integer"} for name in ("a", "é", "🐲", '"')}}
+    assert not accepts("json", schema, written)
+    assert accepts("json", schema, '{"b":"x"}')
+
+
 def test_a_json_text_has_no_room_to_waste() -> None:
     assert accepts("json", True, '{"a": 1, "b": [2, 3]}')
     assert accepts("json", True, '{"a":1,"b":[2,3]}')
@@ -73,6 +81,11 @@ def test_a_json_text_has_no_room_to_waste() -> None:
         ({"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True}, "Unimplemented keys"),
         ({"type": "string", "format": "zork"}, "Unknown format"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "object", "minProperties": 2}, "given twice"),
+        ({"type": "object", "required": ["a"], "patternProperties": {"^x": {}}, "minProperties": 3}, "given twice"),
+        ({"properties": {"a": {"enum": ["\x1b"]}}}, "control characters"),
+        ({"properties": {"a": {"const": [{"b": "\x1b"}]}}}, "control characters"),
+        ({"$ref": "#"}, "nothing satisfies it"),
         ({"multipleOf": 10_007}, "'multipleOf' is supported up to"),
         ({"allOf": [{"multipleOf": 1009}, {"multipleOf": 1013}]}, "'multipleOf' is supported up to"),
         ({"multipleOf": 1e300}, "'multipleOf' is supported up to"),
@@ -109,6 +122,18 @@ def test_what_is_no_grammar_is_refused(kind: Any, value: Any, words: str) -> Non
     assert words in refusal(kind, value)
 
 
+def test_a_grammar_over_which_the_library_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As those of Rust."""
+
+    def panic(*_: Any, **__: Any) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(grammars, "LLMatcher", panic)
+    with pytest.raises(InvalidRequest, match="cannot be used: index out of bounds"):
+        compiled('{"grammars": []}', LLTokenizer("byte"))
+
+
 def test_a_schema_deeper_than_any_recursion_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(5000):
@@ -122,6 +147,19 @@ def test_a_long_chain_of_references_does_not_end_the_process(levels: int) -> Non
     check(constraint(Structured("json", {"$defs": {**links, f"d{levels}": STRING}, "$ref": "#/$defs/d0"})))
     rules = "\n".join(f"r{n}: r{n + 1}" for n in range(9000))
     check(constraint(Structured("grammar", f'start: r0\n{rules}\nr9000: "a"')))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "const": -(2**63)},
+        {"type": "integer", "enum": [3, -1e30]},
+        {"allOf": [{"type": "integer"}, {"minimum": -(2**63), "maximum": -(2**63) + 8}]},
+    ],
+)
+def test_an_integer_at_the_end_of_its_range_does_not_end_the_process(schema: Any) -> None:
+    assert "below -10^18" in refusal("json", schema)
+    check(constraint(Structured("json", {"type": "integer", "enum": [-(10**18), 10**18, 1e300]})))
 
 
 def test_patterns_of_fields_that_do_not_meet_are_as_many_as_one_likes() -> None:

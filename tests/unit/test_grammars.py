@@ -18,6 +18,9 @@ def tool(parameters: Any, **fields: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", "parameters": parameters, **fields}}
 
 
+OTHER = {"type": "function", "function": {"name": "g", "parameters": GOOD}}
+
+
 async def test_the_parameter_to_blame_is_named() -> None:
     with pytest.raises(InvalidRequest) as refusal:
         await Grammars().check(Structured("json", BAD), "response_format")
@@ -49,6 +52,7 @@ async def test_no_more_are_remembered_than_bounded(monkeypatch: pytest.MonkeyPat
         ({"tools": [tool(GOOD, strict=True)]}, ["tools"]),
         ({"tools": [tool(GOOD)], "tool_choice": "required"}, ["tools"]),
         ({"tools": [tool(GOOD, strict=True)], "tool_choice": "none"}, []),
+        ({"tools": [tool(BAD), OTHER], "tool_choice": {"type": "function", "function": {"name": "g"}}}, ["tools"]),
     ],
 )
 def test_what_is_promised_is_what_is_looked_at(fields: dict[str, Any], params: list[str]) -> None:

@@ -4,11 +4,12 @@ A value is bare text where the function's schema says string, else JSON.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shared.errors import InvalidRequest
-from shared.grammar import json_schema
+from shared.grammar import ANNOTATIONS, json_schema
 from worker.engines.dialects.dialect import Call, MarkedDialect
 from worker.engines.dialects.lark import Lark, alternatives, one_or_more
 from worker.engines.dialects.source import Reads, Source
@@ -17,7 +18,10 @@ from worker.engines.dialects.tools import Tool
 BEGIN, END = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
-BOUNDS = {"pattern", "format", "minLength", "maxLength"}  # of a string, which a grammar for bare text does not keep
+# What the grammar keeps, of all arguments and of one that is bare text.
+KEPT = ANNOTATIONS | {"type", "properties", "required", "additionalProperties"}
+KEPT_OF_TEXT = ANNOTATIONS | {"type", "enum", "const"}
+ELSEWHERE = re.compile(r'"\$ref": "(?!#/(\$defs|definitions)/)')  # what a value's own grammar would not find
 
 Schemas = Mapping[str, Mapping[str, Any] | None]
 
@@ -72,9 +76,11 @@ class Qwen3Coder(MarkedDialect):
     def _parameters(self, lark: Lark, tool: Tool, name: str) -> str:
         """In the order of the schema; those that are not required may be left out."""
         schema = tool.schema
-        required = schema.get("required", ())
+        properties, required = _properties(schema), schema.get("required", ())
+        if beyond := (schema.keys() - KEPT) | (set(required) - properties.keys()):
+            _refuse_if_strict(tool, beyond)
         rules = []
-        for number, (key, property) in enumerate(_properties(schema).items()):
+        for number, (key, property) in enumerate(properties.items()):
             value = self._value(lark, tool, schema, key, property, f"{name}_{number}")
             rule = f"{lark.literal(f'{PARAMETER}{key}>' + chr(10))} {value}"
             rules.append(rule if key in required else f"({rule})?")
@@ -84,18 +90,16 @@ class Qwen3Coder(MarkedDialect):
         """A value and the end of its parameter."""
         end = lark.literal(f"\n{END_PARAMETER}\n")
         if not _is_text(property):
-            whole = {"$defs": schema.get("$defs", {}), "definitions": schema.get("definitions", {})}
-            body = property if isinstance(property, dict) else {}
-            return f"{lark.json(name, json_schema({**whole, **body}))} {end}"
-        texts = property.get("enum") or [property["const"]] if {"enum", "const"} & property.keys() else []
-        if texts:
+            whole = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+            if ELSEWHERE.search(json.dumps([property, whole])):
+                _refuse_if_strict(tool, {"$ref"})
+                property = {}
+            whole |= json_schema(property)
+            return f"{lark.json(name, whole)} {end}"
+        if beyond := property.keys() - KEPT_OF_TEXT:
+            _refuse_if_strict(tool, beyond)
+        if texts := _constants(property):
             return f"{alternatives(map(lark.literal, texts))} {end}"
-        if tool.strict and BOUNDS & property.keys():
-            raise InvalidRequest(
-                f"This model writes strings as they are: '{min(BOUNDS & property.keys())}' of '{key}' in the strict "
-                f"tool '{tool.name}' is not supported.",
-                param="tools",
-            )
         lark.rule(f"{name}[lazy]", r"/(?s:.*)<\/parameter>/")
         return rf'{name} "\n"'
 
@@ -120,13 +124,27 @@ def _properties(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return properties if isinstance(properties, dict) else {}
 
 
+def _constants(property: Mapping[str, Any]) -> list[Any]:
+    """The values that alone are allowed; none if any are."""
+    values = [property["const"]] if "const" in property else property.get("enum")
+    return values if isinstance(values, list) else []
+
+
 def _is_text(property: Any) -> bool:
+    """All values that it allows are strings."""
     if not isinstance(property, dict):
         return False
-    if property.get("type") == "string":
-        return True
-    texts = property.get("enum", [property["const"]] if "const" in property else [])
-    return "type" not in property and bool(texts) and all(isinstance(text, str) for text in texts)
+    constants = _constants(property)
+    may_be = property["type"] == "string" if "type" in property else bool(constants)
+    return may_be and all(isinstance(one, str) for one in constants)
+
+
+def _refuse_if_strict(tool: Tool, keywords: Iterable[str]) -> None:
+    if tool.strict:
+        message = (
+            f"The arguments of '{tool.name}' must obey {min(keywords)!r}, which cannot be kept in this model's form."
+        )
+        raise InvalidRequest(message, param="tools")
 
 
 def _as_json(value: str, property: Any) -> str:

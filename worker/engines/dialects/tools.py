@@ -12,12 +12,13 @@ from shared.grammar import check, json_schema
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 OF_NAMES, OF_VALUES = ("properties", "$defs", "definitions"), ("items", "additionalProperties")
 SIMPLE = {"type", "enum", "const", "required", "$ref", "minimum", "maximum", "minItems", "maxItems", "maxLength"}
-BESIDE_PROPERTIES = {"anyOf", "allOf", "oneOf", "not", "if", "$ref", "patternProperties", "additionalProperties"}
+# What an object may need other properties for than those that it names.
+OPEN = {"anyOf", "allOf", "oneOf", "not", "if", "$ref", "patternProperties", "additionalProperties", "minProperties"}
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """`strict`: its arguments obey its schema whenever it is called, not only where a call is forced."""
+    """`strict`: its arguments obey its schema, or the request is refused."""
 
     name: str
     description: str | None = None
@@ -38,7 +39,7 @@ class Tool:
         except (InvalidRequest, RecursionError) as error:
             if not self.strict:  # too deep
                 return json_schema({"type": "object"})
-            message = f"The schema of the strict tool '{self.name}' is not supported: {error}"
+            message = f"The arguments of '{self.name}' must obey a schema that is not supported: {error}"
             raise InvalidRequest(message, param="tools") from error
 
     def for_template(self) -> dict[str, Any]:
@@ -49,7 +50,8 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """What a request says of tools. `names`: of those that may be called, None for all of them."""
+    """What a request says of tools. `names`: of those that may be called, None for all of them. Where a call is
+    `required`, all of them are strict."""
 
     tools: tuple[Tool, ...]
     required: bool = False
@@ -61,17 +63,17 @@ class ToolUse:
         """Of a chat payload as in shared.messages.Job; None if nothing may be called."""
         if not payload.get("tools"):
             return None
+        choice = payload.get("tool_choice") or {}
+        names, required = choice.get("names"), choice.get("mode") == "required"
         tools = tuple(
-            Tool(tool["name"], tool.get("description"), tool.get("parameters"), bool(tool.get("strict")))
+            Tool(tool["name"], tool.get("description"), tool.get("parameters"), required or bool(tool.get("strict")))
             for tool in payload["tools"]
         )
-        choice = payload.get("tool_choice") or {}
-        names = choice.get("names")
         if names is not None and not any(tool.name in names for tool in tools):
             raise InvalidRequest("'tool_choice' names none of the 'tools'.", param="tool_choice")
         return cls(
             tools,
-            required=choice.get("mode") == "required",
+            required=required,
             names=None if names is None else tuple(names),
             parallel=payload.get("parallel_tool_calls") is not False,
         )
@@ -94,7 +96,7 @@ class ToolUse:
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """Without arguments that it does not name, where it leaves that open: functions take no others."""
     properties = schema.get("properties")
-    if not isinstance(properties, dict) or BESIDE_PROPERTIES & schema.keys():
+    if not isinstance(properties, dict) or OPEN & schema.keys():
         return schema
     required = schema.get("required")
     if isinstance(required, list) and any(name not in properties for name in required):
