@@ -6,6 +6,8 @@ import secrets
 from http import HTTPStatus
 from typing import Any
 
+import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.client import Client
@@ -71,7 +73,8 @@ class HeadWithBody:
 
 class Connection(HttpToolsProtocol):
     """Besides uvicorn's: beyond the limit it says so and closes; a head has to come within the keep-alive time, be it
-    the first one or the next; and a client that reads nothing is cut off, or it would be waited for for ever."""
+    the first one or the next; a client that reads nothing is cut off, or it would be waited for for ever; and what
+    cannot be read is answered, after what came before it."""
 
     def __init__(self, door: Door, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
@@ -82,6 +85,7 @@ class Connection(HttpToolsProtocol):
         self._cut_off: asyncio.TimerHandle | None = None
         self._client = Client()
         self._answered: Any = None  # uvicorn's cycle of the request that is being answered
+        self._unreadable: TokenbusError | None = None  # what follows; nothing more is read then
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -113,10 +117,13 @@ class Connection(HttpToolsProtocol):
             self._cut_off.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self in self._door.refused:
+        if self in self._door.refused or self._unreadable is not None:
             return
         parsed = self._parsed
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        if self._unreadable is not None:
+            return
         if self.cycle is None or self.cycle.response_complete:
             self._wait_for_head()
         if parsed != self._parsed or self._parsed % 2:  # within a body, or past one
@@ -124,18 +131,65 @@ class Connection(HttpToolsProtocol):
             return
         self._head += len(data)
         if self._head > LARGEST_HEAD and not self.transport.is_closing():
-            self._refuse(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
+            self._break_off(HeadTooLarge(f"The request's headers are larger than {LARGEST_HEAD} bytes."))
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._break_off(InvalidRequest("Invalid HTTP request received."))
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Who asks for another protocol, as Java's clients do for HTTP/2, is answered in this one (RFC 9110, 7.8). For
+        the parser HTTP ended with that head, so another one reads it, without the question, and the body after it."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._break_off(InvalidRequest("CONNECT is not supported: this is no proxy."))
+            return
+        headers = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._parse(b"\r\n".join([b"%s %s HTTP/%s" % (method, self.url, version), *headers, b"", rest]))
+
+    def _break_off(self, error: TokenbusError) -> None:
+        """What follows cannot be read. What was asked for before is answered first."""
+        self._unreadable = error
+        if self.cycle is not None and self.cycle.more_body:
+            self._forget_unread(self.cycle)
+        self._refuse_unreadable()
+
+    def _forget_unread(self, cycle: Any) -> None:
+        """The request whose body cannot be read: the refusal is its answer, unless it has one."""
+        if self.pipeline:
+            self.pipeline.popleft()
+        elif cycle.response_complete:
+            self.transport.close()
+        elif not cycle.response_started:
+            self._answered = None
+            cycle.disconnected = True  # so its task writes nothing
+            cycle.message_event.set()
+
+    def _refuse_unreadable(self) -> None:
+        is_answering = self._answered is not None and not self._answered.response_complete
+        if self._unreadable is not None and not is_answering and not self.transport.is_closing():
+            self._refuse(self._unreadable)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"]["client"] = self._client
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # see _parse_without_upgrade
         self._parsed += 1
         super().on_headers_complete()
         self._read_on()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._parsed += 1
         super().on_message_complete()
         self._read_on()
@@ -148,23 +202,23 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answered = cycle
+        if cycle.waiting_for_100_continue:
+            app = _ends_unless_read(app, cycle)
+        if cycle.scope["http_version"] == "1.0":
+            app = _unframed(app, cycle)
         super()._start_asgi_task(cycle, app)
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest(msg))
 
     def on_response_complete(self) -> None:
         self._head_by = self.loop.time() + self.timeout_keep_alive
         super().on_response_complete()
+        self._refuse_unreadable()
 
     def _wait_for_head(self) -> None:
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_at(self._head_by, self.timeout_keep_alive_handler)
 
     def _refuse(self, error: TokenbusError) -> None:
-        """In the middle of an answer there is no saying it."""
-        is_answering = self._answered is not None and not self._answered.response_complete
-        if is_answering or len(self._door.refused) >= REFUSED_AT_ONCE:
+        if len(self._door.refused) >= REFUSED_AT_ONCE:
             self.transport.abort()
             return
         self._unset_keepalive_if_required()
@@ -172,6 +226,43 @@ class Connection(HttpToolsProtocol):
         self.transport.write(_refusal(error))
         self.transport.write_eof()
         self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def _ends_unless_read(app: ASGIApp, cycle: Any) -> ASGIApp:
+    """Of a request with 'Expect: 100-continue'. If its body was not asked for, nobody knows whether the client sends it
+    all the same: the connection ends with the answer (RFC 9110, 10.1.1)."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_end(message: Message) -> None:
+            if cycle.waiting_for_100_continue:
+                cycle.keep_alive = False
+            await send(message)
+
+        await app(scope, receive, send_and_end)
+
+    return answer
+
+
+def _unframed(app: ASGIApp, cycle: Any) -> ASGIApp:
+    """HTTP/1.0 has no chunks: an answer of unknown length ends with its connection (RFC 9112, 6.1). uvicorn sends
+    chunks all the same, but where it leaves the body out; so that is sent from here."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = False
+
+        async def send_unframed(message: Message) -> None:
+            nonlocal is_open
+            if message["type"] == "http.response.start" and cycle.scope["method"] != "HEAD":
+                is_open = all(name != b"content-length" for name, _ in message.get("headers", ()))
+                if is_open:
+                    cycle.scope = {**cycle.scope, "method": "HEAD"}
+            elif is_open and message.get("body") and not cycle.disconnected:
+                cycle.transport.write(message["body"])
+            await send(message)
+
+        await app(scope, receive, send_unframed)
+
+    return answer
 
 
 def _refusal(error: TokenbusError) -> bytes:

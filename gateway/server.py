@@ -53,6 +53,7 @@ def configured(gateway: Gateway, settings: GatewaySettings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         http=Door(that_fit(settings.max_connections)).connection,  # type: ignore[arg-type]
+        ws="none",
         timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
     )
