@@ -56,12 +56,10 @@ class Grammars:
         return Matcher(known.deep_copy())
 
     def constrain(self, logits: Tensor, rows: Sequence[tuple[int, Matcher]]) -> None:
-        """In float32 [rows, vocabulary], in place: -inf for the tokens that may not follow. Of a grammar that fails,
-        the end alone may."""
-        bits = torch.zeros((len(rows), self._words), dtype=torch.int32)
-        places = [(matcher.at, place) for place, (_, matcher) in enumerate(rows)]
-        self._executor.unsafe_compute_mask_ptr(places, bits.data_ptr(), self._words * 4, len(rows))
-        allowed = np.unpackbits(bits.numpy().view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[1]]
-        forbidden = torch.from_numpy(allowed == 0).to(logits.device)
-        for place, (row, _) in enumerate(rows):
-            logits[row].masked_fill_(forbidden[place], -torch.inf)
+        """In float32 [batch, vocabulary], in place: -inf for the tokens that may not follow. Of a grammar that fails,
+        the end alone may. One fill for the whole batch: each would wait for all of torch's threads."""
+        bits = np.full((logits.shape[0], self._words), -1, dtype=np.int32)
+        matchers = [(matcher.at, row) for row, matcher in rows]
+        self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, self._words * 4, len(bits))
+        allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+        logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)
