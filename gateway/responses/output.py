@@ -53,6 +53,8 @@ class OutputItems:
         if update.text:
             yield from self._enter("message")
             yield self._delta("output_text", update.text) | {"logprobs": self._told()}
+        elif update.reasoning or update.tool_calls:
+            self._untold = []  # they were of thoughts and calls, which have no place for them
         for piece in update.tool_calls:
             yield from self._enter("function_call", piece)
             if piece.arguments:
