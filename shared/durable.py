@@ -21,6 +21,7 @@ from shared.queue import script
 LOG_TTL_MS = 600_000  # from the last entry on; beyond it a stream cannot be gone on with
 LOG_EVERY_S = 0.25  # that a piece is held back, for others to be written with it
 LOG_EVERY_PIECES = 16
+READ_ENTRIES = 64  # at a time: others have their turn between them
 
 
 @dataclass(slots=True)
@@ -108,8 +109,11 @@ class DurableLogs:
 
     async def read(self, *logs: tuple[str, Log]) -> None:
         """What was added to each request's log since it was read last."""
-        commands: list[Command] = [
-            ("XRANGE", self._keys.log(request), f"({log.last}" if log.last else "-", "+") for request, log in logs
-        ]
-        for (_, log), rows in zip(logs, await self._redis.line.batch(commands), strict=True):
-            log.read(rows)
+        while logs:
+            pages = await self._redis.line.batch([self._page(*one) for one in logs])
+            for (_, log), rows in zip(logs, pages, strict=True):
+                log.read(rows)
+            logs = tuple(one for one, rows in zip(logs, pages, strict=True) if len(rows) == READ_ENTRIES)
+
+    def _page(self, request: str, log: Log) -> Command:
+        return ("XRANGE", self._keys.log(request), f"({log.last}" if log.last else "-", "+", "COUNT", READ_ENTRIES)
