@@ -129,7 +129,11 @@ class Gateway:
         if not self.stopping:
             self.stopping = True
             error = ShuttingDown("The server is shutting down; try again.", retry_after=1)
-            asyncio.get_running_loop().call_later(grace, self.hub.fail_all, error)
+            asyncio.get_running_loop().call_later(grace, self._fail_all, error)
+
+    def _fail_all(self, error: TokenbusError) -> None:
+        self.hub.fail_all(error)
+        self._followers.fail_all(error)
 
     async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""

@@ -26,6 +26,7 @@ class Asked:
     deadline: float = math.inf  # see `end_within`
     body: int = 0  # its hash
     size: int = 0  # of the body, in bytes
+    recalled: int = 0  # of it, what was not sent: stored items that it goes on from
 
     @property
     def request_id(self) -> str:

@@ -18,10 +18,11 @@ class OwnedLogs:
         other. Returns the log as it was found; None if another gateway owns it."""
         return await self._meet(recording, job.attempt, job.deadline, None)
 
-    async def close(self, recording: Recording, end: End) -> None:
-        """Nobody may write any more: the request ended otherwise than by its worker. Unless that was quicker, or
-        another gateway owns it."""
-        await self._meet(recording, None, 0, end)
+    async def close(self, recording: Recording, end: End) -> End:
+        """Nobody may write any more: the request ended otherwise than by its worker. Unless that was quicker: returns
+        the end that counts. Nothing happens if another gateway owns it."""
+        log = await self._meet(recording, None, 0, end)
+        return end if log is None or log.end is None else log.end
 
     async def _meet(self, recording: Recording, attempt: int | None, deadline: int, end: End | None) -> Log | None:
         owned = await self._logs.own(

@@ -35,6 +35,8 @@ from shared.queue import (
 
 log = get_logger(__name__)
 
+STUCK = "The worker was lost and its engine cannot continue a reply."
+
 
 class Hub:
     """All methods but `submit` and the tasks are synchronous: they run between two awaits, so no lock is needed."""
@@ -186,7 +188,10 @@ class Hub:
         self._metrics.redelivered.labels(job.model, "adopted").inc()
         inflight.mark("adopted", attempt=attempt, tokens=len(inflight.token_ids))
         self._jobs[job.id] = inflight
-        self._to_reissue.put_nowait((inflight, attempt))
+        if inflight.is_stuck:
+            self.fail(inflight, WorkerLost(STUCK))
+        else:
+            self._to_reissue.put_nowait((inflight, attempt))
 
     async def _put_aside(self, inflight: InFlight) -> None:
         if (payloads := inflight.siblings.payloads) is not None:
@@ -232,9 +237,11 @@ class Hub:
                 inflight.mailbox.fail(error)
 
     def _withdraw(self, inflight: InFlight) -> None:
-        """Take the job away wherever it is: in a stream, on its way to a worker, or running."""
+        """Take the job away wherever it is: in a stream, on its way to a worker, or running. Of a durable job the owner
+        key tells which attempt may run; another gateway's may, if this one slept."""
         job = inflight.job
-        self._errands.cancel(job)
+        if job.logged is None:
+            self._errands.cancel(job)
         if inflight.worker:
             self._errands.abort(inflight.worker, job.id, job.attempt)
 
@@ -365,7 +372,7 @@ class Hub:
         job = inflight.job
         log.info("job %s, attempt %d: %s", job.id, job.attempt, reason)
         if inflight.is_stuck:
-            self.fail(inflight, WorkerLost("The worker was lost and its engine cannot continue a reply."))
+            self.fail(inflight, WorkerLost(STUCK))
             return
         if crashed:
             inflight.lost_workers.append(worker or inflight.holder)

@@ -13,6 +13,8 @@ class Recording(Mailbox):
     """Keeps what each step made, for good and apart, since the events of its stream are numbered by them. The end is
     told to `on_end` first, and to its client once it is released: by then it is stored, and may be asked for."""
 
+    MOST = 500  # pieces at a time: of a long response that is told again all are there at once
+
     def __init__(
         self,
         response: dict[str, Any],
@@ -72,9 +74,16 @@ class Recording(Mailbox):
             super().fail(TokenbusError.from_code(self.end.code, self.end.message, self.end.param))
         self.wake()
 
+    async def get(self) -> list[Update]:
+        if len(self.pieces) - self._taken > self.MOST:
+            await asyncio.sleep(0)  # others have their turn: there is nothing to wait for
+        return await super().get()
+
     def _take(self) -> list[Update]:
-        updates = self.pieces[self._taken :]
-        self._taken = len(self.pieces)
+        updates = self.pieces[self._taken : self._taken + self.MOST]
+        self._taken += len(updates)
+        if self._taken < len(self.pieces):
+            return updates
         if self.released.is_set() and not self._told and self.end is not None and self.end.usage is not None:
             self._told = True
             updates.append(Update(index=0, finish_reason=self.end.reason, stop=self.end.stop, usage=self.end.usage))

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from shared.connection import Bus
+from shared.errors import Unreadable
 from shared.keys import Keys
 from shared.line import Command
 from shared.messages import End, Job, Progress, decode_end, decode_pieces, encode
@@ -18,24 +21,37 @@ from shared.queue import script
 LOG_TTL_MS = 600_000  # from the last entry on; beyond it a stream cannot be gone on with
 LOG_EVERY_S = 0.25  # that a piece is held back, for others to be written with it
 LOG_EVERY_PIECES = 16
+READ_ENTRIES = 64  # at a time: others have their turn between them
 
 
 @dataclass(slots=True)
 class Log:
-    """What was read of one, up to the entry `last`."""
+    """What was read of one, up to the entry `last`; `made` of it is the last part, if a reader took the others away."""
 
     made: list[Progress] = field(default_factory=list)
     end: End | None = None
     last: str = ""
+    pieces: int = 0  # in all
 
     def read(self, rows: Iterable[Any]) -> None:
-        """More entries, as Redis gives them: [id, [field, value, ...]]."""
+        """More entries, as Redis gives them: [id, [field, value, ...]]. What cannot be read is the end: a failure."""
         for entry, fields in rows:
-            values = dict(zip(fields[::2], fields[1::2], strict=True))
-            self.made += decode_pieces(values[b"made"])
-            if b"end" in values:
-                self.end = decode_end(values[b"end"])
+            try:
+                self._read(dict(zip(fields[::2], fields[1::2], strict=False)))
+            except (msgspec.MsgspecError, KeyError, ValueError):
+                self.end = End(code=Unreadable.code, message="What was stored of this response cannot be read.")
             self.last = entry.decode()
+
+    def _read(self, values: dict[bytes, bytes]) -> None:
+        """An entry may repeat pieces: after Redis has lost some, its owner writes them again."""
+        made, after = decode_pieces(values[b"made"]), int(values[b"next"])
+        known = self.pieces - (after - len(made))
+        if known < 0:
+            raise ValueError("pieces are missing")
+        end = decode_end(values[b"end"]) if b"end" in values else None
+        self.made += made[known:]
+        self.pieces = max(self.pieces, after)
+        self.end = self.end or end
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +109,11 @@ class DurableLogs:
 
     async def read(self, *logs: tuple[str, Log]) -> None:
         """What was added to each request's log since it was read last."""
-        commands: list[Command] = [
-            ("XRANGE", self._keys.log(request), f"({log.last}" if log.last else "-", "+") for request, log in logs
-        ]
-        for (_, log), rows in zip(logs, await self._redis.line.batch(commands), strict=True):
-            log.read(rows)
+        while logs:
+            pages = await self._redis.line.batch([self._page(*one) for one in logs])
+            for (_, log), rows in zip(logs, pages, strict=True):
+                log.read(rows)
+            logs = tuple(one for one, rows in zip(logs, pages, strict=True) if len(rows) == READ_ENTRIES)
+
+    def _page(self, request: str, log: Log) -> Command:
+        return ("XRANGE", self._keys.log(request), f"({log.last}" if log.last else "-", "+", "COUNT", READ_ENTRIES)

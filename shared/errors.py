@@ -16,6 +16,7 @@
     ├── QueueFull                 429 queue_full
     ├── EngineFailed              500 engine_error           (retryable)
     ├── WorkerLost                500 worker_lost            (its workers died; given up)
+    ├── Unreadable                500 unreadable             (stored by another release, or damaged)
     ├── NoWorkers                 503 model_unavailable
     ├── BusUnavailable            503 bus_unavailable
     ├── TooManyConnections        503 too_many_connections
@@ -133,6 +134,10 @@ class EngineFailed(TokenbusError):
 
 class WorkerLost(TokenbusError):
     code = "worker_lost"
+
+
+class Unreadable(TokenbusError):
+    code = "unreadable"
 
 
 class NoWorkers(TokenbusError):

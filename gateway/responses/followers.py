@@ -19,16 +19,14 @@ log = get_logger(__name__)
 class _Followed:
     recording: Recording
     log: Log = field(default_factory=Log)
-    seen: int = 0  # pieces of the log
     looks: int = 0  # without news
 
     def take(self) -> None:
         """What was read goes to the recording, as far as it does not have it."""
         self.looks = 0 if self.log.made else self.looks + 1
-        for place, piece in enumerate(self.log.made, self.seen):
+        for place, piece in enumerate(self.log.made, self.log.pieces - len(self.log.made)):
             if place == len(self.recording.pieces):
                 self.recording.add(0, piece)
-        self.seen += len(self.log.made)
         self.log.made = []
         if self.log.end is not None:
             self.recording.ended(self.log.end)
@@ -54,7 +52,7 @@ class Followers:
         await self._logs.read((recording.id, followed.log))
         followed.take()
         if recording.end is None and record.end is None:
-            self.follow(recording)
+            self._add(followed)
         elif recording.end is None and record.end is not None:
             if in_part:
                 why = "The stream of this response is not kept any more; retrieve it without 'starting_after'."
@@ -76,11 +74,19 @@ class Followers:
 
     def follow(self, recording: Recording) -> None:
         """From where it is, to its end."""
-        self._followed[id(recording)] = _Followed(recording)
+        self._add(_Followed(recording))
+
+    def _add(self, followed: _Followed) -> None:
+        self._followed[id(followed.recording)] = followed
         self._wake.set()
 
     def forget(self, recording: Recording) -> None:
         self._followed.pop(id(recording), None)
+
+    def fail_all(self, error: TokenbusError) -> None:
+        """This gateway leaves; their clients can ask another one."""
+        for followed in self._followed.values():
+            followed.recording.fail(error)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -105,9 +111,9 @@ class Followers:
                 self.forget(one.recording)
 
     async def _ask_record(self, one: _Followed) -> None:
-        record = await self._records.load(one.recording.id)
-        if record is None:
+        is_there, has_ended = await self._records.state(one.recording.id)
+        if not is_there:
             one.recording.fail(NotFound("The response was deleted."))
-        elif record.end is not None:
+        elif has_ended:
             why = "The rest of this stream is lost; retrieve the response without 'stream'."
             one.recording.fail(TokenbusError(why))

@@ -12,12 +12,11 @@ from gateway.responses.output import ended
 from gateway.responses.records import Record, Records
 from shared.connection import BUS_ERRORS, Bus
 from shared.durable import DurableLogs, Owned
-from shared.errors import Cancelled
+from shared.errors import Cancelled, Unreadable
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import End, Frame, Job, Withdrawn, encode
 from shared.patience import Patience
-from shared.queue import CANCELLED_SLACK_MS
 
 log = get_logger(__name__)
 
@@ -63,7 +62,12 @@ class Keeper:
         """It could not be queued: its client is told so, and not that there is a response."""
         self._to_store.put_nowait(id)
 
-    async def forget(self, id: str) -> None:
+    async def _take_back(self, id: str) -> None:
+        """From then on nobody else owns it, and could store how it ends; what makes it is fenced off."""
+        await self._logs.own(id, self._hub.id)
+        await self._forget(id)
+
+    async def _forget(self, id: str) -> None:
         self._open.pop(id, None)
         await self._records.forget(id, self._hub.id)
 
@@ -81,20 +85,22 @@ class Keeper:
         while True:
             one = await self._to_store.get()
             try:
-                await (self.forget(one) if isinstance(one, str) else self._store(one))
+                await (self._take_back(one) if isinstance(one, str) else self._store(one))
             except BUS_ERRORS as error:
                 log.warning("a response is not stored yet: %s", error)
                 self._to_store.put_nowait(one)
                 await asyncio.sleep(self.EVERY_S)
 
     async def _store(self, recording: Recording) -> None:
-        """But not what failed before its client was told that there is a response."""
+        """But not what failed before its client was told that there is a response, nor what was deleted meanwhile."""
         assert recording.end is not None
-        if recording.end.code is not None and not recording.pieces and not recording.response["background"]:
-            await self.forget(recording.id)
+        if recording.end.code is not None:
+            recording.end = await self._owned.close(recording, recording.end)
+        if self._open.get(recording.id) is not recording:
+            pass
+        elif recording.end.code is not None and not recording.pieces and not recording.response["background"]:
+            await self._forget(recording.id)
         else:
-            if recording.end.code is not None:
-                await self._owned.close(recording, recording.end)
             response = ended(recording.response, recording.pieces, recording.end)
             await self._records.finish(recording, self._hub.id, response)
             self._open.pop(recording.id, None)
@@ -114,7 +120,8 @@ class Keeper:
         if recording is None and record.job is not None:
             if await self._owner_cancels(record, record.job):
                 return
-            recording = await self._cancelled_by_us(record, record.job)
+            owned = await self._own(record.job)  # in the place of an owner that is gone
+            recording = None if owned is None else self._continued(record, owned)
         if recording is not None:
             self._hub.cancel([job_of(recording.id)])
             recording.ended(CANCELLED)
@@ -127,26 +134,22 @@ class Keeper:
         if not owner or not await self._redis.line.ask("PUBLISH", self._keys.events(owner), withdrawn):
             return False
         followed = await self._followers.open(record, in_part=False)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.STORED_WITHIN_S):
-                await followed.released.wait()
-        self._followers.forget(followed)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.STORED_WITHIN_S):
+                    await followed.released.wait()
+        finally:
+            self._followers.forget(followed)
         return followed.released.is_set()
 
-    async def _cancelled_by_us(self, record: Record, job: Job) -> Recording | None:
-        """In the place of an owner that is gone."""
-        if (owned := await self._own(job)) is None:
-            return None
-        await self._redis.line.ask("SET", self._keys.cancelled(job.id), "1", "PXAT", job.deadline + CANCELLED_SLACK_MS)
-        return self._continued(record, owned)
-
     async def delete(self, record: Record) -> None:
-        """And what makes it, if it runs. From then on nobody else owns it, and could store how it ends."""
+        """And what makes it, if it runs."""
         id = record.response["id"]
-        if record.end is None:
+        if record.end is not None:
+            await self._forget(id)
+        else:
             await self.cancel(record)
-            await self._logs.own(id, self._hub.id)
-        await self.forget(id)
+            await self._take_back(id)
 
     # -- adoption -------------------------------------------------------------------------------------------------
 
@@ -161,7 +164,9 @@ class Keeper:
                 self._patience.missed()
 
     async def _dead_owners(self) -> list[str]:
-        owners = [owner.decode() for owner in await self._redis.line.ask("SMEMBERS", self._keys.owners())]
+        owners = [
+            owner.decode(errors="replace") for owner in await self._redis.line.ask("SMEMBERS", self._keys.owners())
+        ]
         living = await self._redis.line.batch(("EXISTS", self._keys.gateway(owner)) for owner in owners)
         self._patience.looked()
         if not self._patience.is_over:
@@ -170,11 +175,16 @@ class Keeper:
 
     async def _inherit(self, gateway: str) -> None:
         for member in await self._redis.line.ask("SMEMBERS", self._keys.owned(gateway)):
-            await self._adopt(member.decode(), gateway)
+            try:
+                await self._adopt(member.decode(errors="replace"), gateway)
+            except Unreadable as error:  # nor can any other gateway go on with it
+                log.error("not adopted: %s", error)
             await self._redis.line.ask("SREM", self._keys.owned(gateway), member)
         await self._redis.line.ask("SREM", self._keys.owners(), gateway)
 
     async def _adopt(self, id: str, gateway: str) -> None:
+        if id in self._open:  # at the last look, when it could not be noted down that it is done
+            return
         record = await self._records.load(id)
         if record is None or record.job is None:
             return

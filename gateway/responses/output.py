@@ -53,16 +53,18 @@ class OutputItems:
         if update.text:
             yield from self._enter("message")
             yield self._delta("output_text", update.text) | {"logprobs": self._told()}
+        elif update.reasoning or update.tool_calls:
+            self._untold = []  # they were of thoughts and calls, which have no place for them
         for piece in update.tool_calls:
             yield from self._enter("function_call", piece)
             if piece.arguments:
                 yield self._delta("function_call_arguments", piece.arguments)
 
     def end(self, status: str) -> Iterator[Event]:
-        """No more comes; `status` is that of the last item. A response that says nothing says so in a message."""
-        if not self._items:
+        """No more comes; `status` is the response's. One that says nothing says so in a message, unless it failed."""
+        if not self._items and status in ("completed", "incomplete"):
             yield from self._enter("message")
-        yield from self._leave(status)
+        yield from self._leave("completed" if status == "completed" else "incomplete")
 
     def so_far(self) -> list[dict[str, Any]]:
         """All items, the open one as it is now."""
@@ -176,7 +178,7 @@ def ended(response: dict[str, Any], pieces: Iterable[Update], end: End) -> dict[
     """The response as it is for good."""
     items, fields = OutputItems(response["id"]), outcome(end)
     items.take_all(pieces)
-    for _ in items.end("completed" if fields["status"] == "completed" else "incomplete"):
+    for _ in items.end(fields["status"]):
         pass
     return response | fields | {"output": items.so_far()}
 

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from gateway.recording import Recording
 from shared.connection import Bus
 from shared.durable import LOG_TTL_MS, DurableLogs
+from shared.errors import Unreadable
 from shared.keys import Keys
 from shared.line import Command
 from shared.messages import INLINE_PAYLOAD_BYTES, End, Job, decode_end, decode_job, encode
@@ -44,24 +46,45 @@ class Records:
         await self._send([record, ("PEXPIRE", key, self._ttl_ms), *self._logs.began(job)])
 
     async def load(self, id: str) -> Record | None:
+        """Raises Unreadable."""
         if not ID.fullmatch(id):
             return None
         response, items, end, job = await self._redis.hmget(self._keys.response(id), "response", "items", "end", "job")
         if response is None or items is None:
             return None
-        return Record(
-            orjson.loads(response),
-            orjson.loads(items),
-            None if end is None else decode_end(end),
-            None if job is None else decode_job(job),
-            len(response) + len(items),
-        )
+        try:
+            return Record(
+                orjson.loads(response),
+                orjson.loads(items),
+                None if end is None else decode_end(end),
+                None if job is None else decode_job(job),
+                len(response) + len(items),
+            )
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Unreadable(f"Response '{id}' cannot be read: {error}") from None
+
+    async def state(self, id: str) -> tuple[bool, bool]:
+        """Whether there is one, and whether it has ended."""
+        key = self._keys.response(id)
+        is_there, has_ended = await self._redis.line.batch([("EXISTS", key), ("HEXISTS", key, "end")])
+        return bool(is_there), bool(has_ended)
 
     async def finish(self, recording: Recording, gateway: str, response: dict[str, Any]) -> None:
         """Nothing is written if another gateway owns it."""
         key, end, written = self._keys.response(recording.id), encode(recording.end), orjson.dumps(response)
         keys = (key, self._keys.owner(recording.id), self._keys.log(recording.id))
-        finish = ("EVAL", self._finish.source, len(keys), *keys, gateway, written, self._ttl_ms, end, LOG_TTL_MS)
+        finish = (
+            "EVAL",
+            self._finish.source,
+            len(keys),
+            *keys,
+            gateway,
+            written,
+            self._ttl_ms,
+            end,
+            LOG_TTL_MS,
+            len(recording.pieces),
+        )
         found, _ = await self._send([finish, ("SREM", self._keys.owned(gateway), recording.id)])
         if found < 0:
             record = ("HSET", key, "response", written, "items", orjson.dumps(recording.items), "end", end)

@@ -114,8 +114,8 @@ class ResponseEvents(EventTemplate):
 
     def _ending(self, end: End) -> bytes:
         fields = outcome(end)
-        status = "completed" if fields["status"] == "completed" else "incomplete"
-        last = b"".join(map(self._event, self._items.end(status)))
+        begins = b"" if self._has_begun else self._begin()
+        last = begins + b"".join(map(self._event, self._items.end(fields["status"])))
         response = self._response | fields | {"output": self._items.so_far()}
         return last + self._told(EVENT_OF[fields["status"]], response)
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from gateway.asked import Asked
 from gateway.generate import Answer, Generator
 from gateway.hub import Hub
@@ -16,11 +18,12 @@ from gateway.responses.records import Record, Records
 from gateway.responses.replies import RecordedAnswer
 from gateway.responses.schemas import InputTokensRequest, PromptOfResponse, ResponsesRequest
 from gateway.schemas.chat import ChatCompletionRequest
-from shared.errors import InvalidRequest, NotFound, PreviousNotFound
+from shared.errors import BodyTooLarge, InvalidRequest, NotFound, PreviousNotFound
 from shared.messages import Job
 
 ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_i?[0-9]{1,6}")
 MOST_REFERRED = 100
+MOST_RECALLED_BYTES = 32 * 2**20  # of stored items in one request, each time that one is referred to
 
 
 class Responses:
@@ -66,12 +69,12 @@ class Responses:
         if body.previous_response_id is not None:
             record = await self._previous(body.previous_response_id)
             before = [*record.items, *record.response["output"]]
-            asked.size += record.size  # as if it had been sent again
+            _recall(record.size, asked)
         try:
             items = read_items([*before, *body.items])
         except ValueError as error:  # more of them than a conversation may have
             raise InvalidRequest(str(error), param="input") from None
-        return before, await self._resolved(items)
+        return before, await self._resolved(items, asked)
 
     async def _previous(self, id: str) -> Record:
         record = await self._records.load(id)
@@ -85,7 +88,7 @@ class Responses:
             raise InvalidRequest(f"Previous response with id '{id}' was not completed.", param=param)
         return record
 
-    async def _resolved(self, items: Sequence[Item]) -> list[Said]:
+    async def _resolved(self, items: Sequence[Item], asked: Asked) -> list[Said]:
         """With the items that references stand for."""
         stored: dict[str, list[dict[str, Any]]] = {}
         said: list[Said] = []
@@ -93,12 +96,12 @@ class Responses:
             if not isinstance(item, ItemReference):
                 said.append(item)
             elif len(stored) < MOST_REFERRED:
-                said.append(await self._referred(item.id, stored))
+                said.append(await self._referred(item.id, stored, asked))
             else:
                 raise InvalidRequest(f"Items of at most {MOST_REFERRED} responses may be referred to.", param="input")
         return said
 
-    async def _referred(self, id: str, stored: dict[str, list[dict[str, Any]]]) -> Said:
+    async def _referred(self, id: str, stored: dict[str, list[dict[str, Any]]], asked: Asked) -> Said:
         """`stored`: the items of the responses that were looked at so far."""
         if place := ITEM_ID.fullmatch(id):
             response = f"resp_{place[1]}"
@@ -107,6 +110,7 @@ class Responses:
                 stored[response] = [] if record is None else [*record.items, *record.response["output"]]
             for item in stored[response]:
                 if item["id"] == id and not isinstance(said := read_items([item])[0], ItemReference):
+                    _recall(len(orjson.dumps(item)), asked)
                     return said
         raise NotFound(f"Item with id '{id}' not found.", param="input")
 
@@ -140,6 +144,14 @@ class Responses:
         if record is None:
             raise NotFound(f"Response with id '{id}' not found.")
         return record
+
+
+def _recall(size: int, asked: Asked) -> None:
+    """As if it had been sent again. Raises BodyTooLarge."""
+    asked.recalled += size
+    asked.size += size
+    if asked.recalled > MOST_RECALLED_BYTES:
+        raise BodyTooLarge(f"Of stored items a request may go on from {MOST_RECALLED_BYTES} bytes.", param="input")
 
 
 def _go_on(_: Recording) -> None:

@@ -157,6 +157,13 @@ def test_log_probabilities_come_with_the_text(client: OpenAI) -> None:
     }
 
 
+def test_log_probabilities_of_thoughts_are_not_the_texts(client: OpenAI) -> None:
+    steps = [{"reasoning": "hm", "logprobs": [["hm", -1.0]]}, {"text": "Hi", "logprobs": [["Hi", -0.5]]}]
+    events = stream(client, *steps, include=["message.output_text.logprobs"])
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [entry.token for entry in done.logprobs] == ["Hi"]
+
+
 # -- conversations ----------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +203,18 @@ def test_output_items_may_be_sent_back_or_referred_to(client: OpenAI) -> None:
         assert create(client, input=[*items, *end], store=False).output_text == "ok"
     with pytest.raises(openai.NotFoundError, match="msg_nowhere"):
         create(client, input=[{"type": "item_reference", "id": "msg_nowhere"}, *end[-1:]])
+
+
+def test_what_a_request_recalls_is_bounded(client: OpenAI) -> None:
+    """A reference is short, and what it stands for is not: 40 of 900 kB are more than may be recalled."""
+    many: Any = [{"role": "user", "content": "w" * 900_000}, {"role": "user", "content": script({"text": "x"})}]
+    first = create(client, input=many)
+    item = client.responses.input_items.list(first.id, order="asc", limit=1).data[0]
+    references: Any = [{"type": "item_reference", "id": item.id}] * 40
+    with pytest.raises(openai.APIStatusError) as raised:
+        create(client, input=references)
+    assert (raised.value.status_code, raised.value.code) == (413, "body_too_large")
+    assert create(client, input=[*references[:2], many[1]]).output_text == "x"
 
 
 def test_the_whole_conversation_is_counted(client: OpenAI) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from shared.durable import DurableLogs, Log
+from shared.durable import READ_ENTRIES, DurableLogs, Log
 from shared.keys import Keys
 from shared.messages import End, Progress, Usage
 from tests.integration.bus import make_job
@@ -50,6 +50,14 @@ async def test_what_is_appended_is_read_in_order_up_to_the_end(client: Any, logs
     assert (texts(log), log.end) == ("abc", END)
     await logs.read(("r", log))
     assert texts(log) == "abc"
+
+
+async def test_a_long_one_is_read_in_pages(client: Any, logs: DurableLogs) -> None:
+    long, short = Log(), Log()
+    for place in range(2 * READ_ENTRIES):
+        assert await append(client, logs, place, "a")
+    await logs.read(("nobody", short), ("r", long))
+    assert (texts(long), texts(short)) == ("a" * 2 * READ_ENTRIES, "")
 
 
 async def test_what_is_sent_twice_is_written_once(client: Any, logs: DurableLogs) -> None:
