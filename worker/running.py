@@ -2,10 +2,24 @@
 
 from dataclasses import dataclass, field
 
-from shared.errors import TokenbusError
-from shared.messages import Claimed, Delta, Event, Failed, Finished, FinishReason, Job, Progress, Released, Usage
+from shared.errors import InvalidRequest, TokenbusError
+from shared.messages import (
+    Claimed,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Job,
+    Progress,
+    Released,
+    Usage,
+    encode,
+)
 from shared.queue import Entry
 from worker.engines.base import Output
+
+LARGEST_RESULT = 16 * 2**20  # bytes: at 32 MiB Redis cuts a gateway's subscription off, and all its streams with it
 
 
 @dataclass(slots=True)
@@ -31,6 +45,9 @@ class RunningJob:
         return self.finished is not None or self.error is not None or self.released
 
     def add(self, output: Output) -> None:
+        if output.result is not None and len(encode(output.result)) > LARGEST_RESULT:
+            self.error = InvalidRequest("The answer is larger than what is passed on at once; ask for less.")
+            return
         self.made.add(output)
         if output.error is not None:
             self.error = output.error
