@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from gateway.anthropic.endpoints import message_endpoints
 from gateway.bodies import Bodies, invalid_query
@@ -207,7 +208,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         return json_response({"status": "ok"})
 
     for path in ("/health", "/livez"):
-        app.add_api_route(path, alive, methods=["GET", "HEAD"], summary="The process answers")
+        app.add_api_route(path, alive, methods=["GET"], summary="The process answers")
 
     @app.get("/readyz", summary="The bus is reachable")
     async def readyz() -> Response:
@@ -257,8 +258,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
+        allowed = {"allow": ", ".join(_allowed(request))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allowed)
         response = refusal(request, MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
-        response.headers.update(error.headers or {})
+        response.headers.update(allowed)
         return response
     if error.status_code == 404:
         return refusal(request, NotFound(f"There is no {request.url.path}."))
@@ -268,6 +272,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_bad_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return refusal(request, invalid_query(error))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes of a path: starlette names those of the first."""
+    methods = {"OPTIONS"}
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from gateway.asked import OVERDUE, Asked
-from gateway.bodies import Bodies, Body, HeldBody, parse
+from gateway.bodies import Bodies, Body, HeldBody, check_media, parse
 from gateway.chat_completions import ChatChunks, ChatReply
 from gateway.generate import Answer, Generator
 from gateway.refusals import refuse
@@ -78,6 +78,7 @@ class Endpoint(Generic[Body]):
         timeout = asyncio.timeout(asked.deadline - time.monotonic())
         try:
             async with timeout:
+                check_media(scope["state"]["head"])
                 raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
                 body = parse(raw, self._schema)
                 asked.body, asked.size = hash(raw), len(raw)

@@ -19,7 +19,9 @@ _LOOKED_AT = frozenset(
     name.encode()
     for name in (
         "authorization",
+        "content-encoding",
         "content-length",
+        "content-type",
         "origin",
         "traceparent",
         "x-api-key",
@@ -28,6 +30,7 @@ _LOOKED_AT = frozenset(
         TIMEOUT_HEADER,
     )
 )
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # of W3C's version 00
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Head = Mapping[bytes, bytes]
@@ -82,7 +85,8 @@ class Front:
         elif scope["method"] == "POST" and (endpoint := self._endpoints.get(path)):
             await endpoint(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            # HEAD is GET whose body the server leaves out.
+            await self._app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, send)
 
     def _has_key(self, head: Head) -> bool:
         scheme, _, bearer = head.get(b"authorization", b"").partition(b" ")
@@ -98,10 +102,10 @@ def _asked(head: Head) -> Asked:
         value = head.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
-    own = text("x-request-id")
+    own, trace = text("x-request-id"), text("traceparent")
     return Asked(
         secrets.token_hex(16),
-        traceparent=text("traceparent"),
+        traceparent=trace if trace and _TRACEPARENT.fullmatch(trace) else None,
         own_id=own if own and _REQUEST_ID.fullmatch(own) else None,
         timeout=text(TIMEOUT_HEADER),
         first_try=head.get(RETRIES_HEADER.encode()) == b"0",

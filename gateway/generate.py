@@ -176,8 +176,8 @@ class Generator:
 def _check_lengths(payloads: Sequence[dict[str, Any]], most: int) -> None:
     """Of token ids; text is counted by the worker, who alone knows its tokens. Raises ContextLengthExceeded."""
     for payload in payloads:
-        param = "prompt" if "prompt" in payload else "input"
-        for tokens in payload.get("inputs", [payload.get("prompt")]):
+        param = next((name for name in ("prompt", "tokens") if name in payload), "input")
+        for tokens in payload.get("inputs", [payload.get(param)]):
             if isinstance(tokens, list) and len(tokens) > most:
                 raise ContextLengthExceeded(
                     f"This model's maximum context length is {most} tokens. However, your {param} has {len(tokens)} "

@@ -171,7 +171,7 @@ class Hub:
         if asked.own_id is not None:
             self._errands.name_request(asked.own_id, jobs[0].request, jobs[0].deadline)
         for inflight, entry in zip(opened, entries, strict=True):
-            if not inflight.closed:
+            if not inflight.closed and inflight.entry is None:
                 inflight.mark("queued")
             self._placed(inflight, entry)
 
@@ -335,6 +335,8 @@ class Hub:
             self._errands.abort(event.worker, event.job, event.attempt)
 
     def _claimed(self, inflight: InFlight, entry: Entry) -> None:
+        if inflight.entry is None and inflight.job.attempt == 0:  # before Redis's answer came through
+            inflight.mark("queued")
         inflight.entry, inflight.replaced = entry, False
         inflight.claimed_at = time.monotonic()
         self._metrics.claimed(inflight)

@@ -20,6 +20,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 REMEMBERED_S = 24 * 3600.0  # how long a name nobody serves is known
+LONGEST_NAME = 512  # that is compared with those that are known: for one of megabytes that would take seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ class Directory:
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that was probably meant; case is the most frequent slip."""
+    if len(name) > LONGEST_NAME:
+        return None
     by_folded = {candidate.casefold(): candidate for candidate in known}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return by_folded[close[0]] if close else None

@@ -5,6 +5,7 @@ pieces: one for each step of its worker, so that whoever reads it makes the same
 The worker writes the log; the owner adds what a dead one did not get to write.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,8 +100,8 @@ class DurableLogs:
         anew, with the job's deadline."""
         keys = [self._keys.owner(request), self._keys.log(request)]
         next_attempt = "" if attempt is None else attempt
-        until = deadline + LOG_TTL_MS
-        reply = await self._redis.line.run(self._own, keys, [gateway, next_attempt, instead_of, until])
+        left = max(0, deadline - int(time.time() * 1000)) + LOG_TTL_MS
+        reply = await self._redis.line.run(self._own, keys, [gateway, next_attempt, instead_of, left])
         if not reply:
             return None
         log = Log()

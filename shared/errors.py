@@ -12,6 +12,7 @@
     │   └── ModelNotFound         404 model_not_found
     ├── MethodNotAllowed          405 method_not_allowed
     ├── BodyTooLarge              413 body_too_large
+    ├── UnsupportedMediaType      415 unsupported_media_type
     ├── HeadTooLarge              431 headers_too_large
     ├── QueueFull                 429 queue_full
     ├── EngineFailed              500 engine_error           (retryable)
@@ -34,6 +35,10 @@ class StartupError(Exception):
     """What was asked for on the command line cannot be done; its text is the one line the user sees."""
 
 
+LONGEST_MESSAGE = 1000  # characters: some tell the client what it sent, and that may be megabytes
+LONGEST_PARAM = 200
+
+
 class TokenbusError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -42,9 +47,9 @@ class TokenbusError(Exception):
     _by_code: ClassVar[dict[str, Any]] = {}  # code -> class
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = shortened(message, LONGEST_MESSAGE)
+        super().__init__(self.message)
+        self.param = None if param is None else shortened(param, LONGEST_PARAM)
         self.retry_after = retry_after  # seconds, for the Retry-After header
 
     def __init_subclass__(cls) -> None:
@@ -59,6 +64,10 @@ class TokenbusError(Exception):
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 class InvalidRequest(TokenbusError):
@@ -119,6 +128,12 @@ class BodyTooLarge(TokenbusError):
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+
+
+class UnsupportedMediaType(TokenbusError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
 
 
 class QueueFull(TokenbusError):

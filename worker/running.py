@@ -3,10 +3,25 @@
 from dataclasses import dataclass, field
 
 from shared.durable import LOG_EVERY_PIECES, LOG_EVERY_S
-from shared.errors import TokenbusError
-from shared.messages import Claimed, Delta, End, Event, Failed, Finished, FinishReason, Job, Progress, Released, Usage
+from shared.errors import InvalidRequest, TokenbusError
+from shared.messages import (
+    Claimed,
+    Delta,
+    End,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Job,
+    Progress,
+    Released,
+    Usage,
+    encode,
+)
 from shared.queue import Entry
 from worker.engines.base import Output
+
+LARGEST_RESULT = 16 * 2**20  # bytes: at 32 MiB Redis cuts a gateway's subscription off, and all its streams with it
 
 
 @dataclass(slots=True)
@@ -41,6 +56,9 @@ class RunningJob:
         return self.finished is not None or self.error is not None or self.released
 
     def add(self, output: Output) -> None:
+        if output.result is not None and len(encode(output.result)) > LARGEST_RESULT:
+            self.error = InvalidRequest("The answer is larger than what is passed on at once; ask for less.")
+            return
         if output.is_something:
             self._gather(output)
         if output.error is not None:

@@ -4,7 +4,7 @@ Server, routes, validation, answers and templates are the gateway's. Its tokens 
 """
 
 import argparse
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -17,8 +17,7 @@ from bench.peers.steps import TOKEN, Steps
 from bench.systems import PACE_MS
 from gateway.app import Gateway
 from gateway.asked import Asked
-from gateway.bodies import Body
-from gateway.endpoints import Submit
+from gateway.endpoints import Accepted
 from gateway.generate import Answer
 from gateway.hub import Hub
 from gateway.listener import listen
@@ -88,11 +87,21 @@ class Producer:
         return answer
 
 
+class Nothing:
+    """In the place of stored responses: there is nowhere to store them."""
+
+    async def create(self, body: BaseModel, asked: Asked) -> Answer:
+        raise UnsupportedModel("Nothing is stored without a bus.")
+
+    count = create
+
+
 class GatewayWithoutBus:
     """What the application and the server ask of a gateway, as far as a benchmark goes."""
 
     def __init__(self, models: Iterable[str], request_timeout: float) -> None:
         self.generator = Producer(models)
+        self.responses = Nothing()
         self.request_timeout = request_timeout
 
     @asynccontextmanager
@@ -105,8 +114,8 @@ class GatewayWithoutBus:
     def stop(self, grace: float) -> None:
         pass
 
-    async def accept(self, submit: Submit[Body], body: Body, asked: Asked) -> Answer:
-        return await submit(body, asked)
+    async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted:
+        return await act()
 
 
 async def serve(port: int, models: list[str]) -> None:

@@ -5,10 +5,10 @@ A budget for thinking becomes an effort, since no chat template takes a number o
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from gateway.anthropic.turns import Texts, Turn, check_blocks, conversation
-from gateway.schemas.base import Refused, Request, Stops
+from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, Stops, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, FunctionName
 from gateway.schemas.converted import chat_request
 
@@ -16,20 +16,16 @@ Effort = Literal["low", "medium", "high", "xhigh", "max"]
 MODES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class ToolDefinition(_Part):
+class ToolDefinition(Strict):
     type: Literal["custom"] | None = None
     name: FunctionName
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: FreeForm
     strict: bool | None = None
     # Hints: arguments are always streamed as they are made, and only the model itself calls.
-    cache_control: dict[str, Any] | None = None
+    cache_control: FreeForm | None = None
     eager_input_streaming: bool | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: Annotated[list[Literal["direct"]], Field(fail_fast=True)] | None = None
     defer_loading: Literal[False] | None = None
     input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
 
@@ -38,18 +34,18 @@ class ToolDefinition(_Part):
         return {"type": "function", "function": function | {"strict": self.strict}}
 
 
-class AnyChoice(_Part):
+class AnyChoice(Strict):
     type: Literal["auto", "any"]
     disable_parallel_tool_use: bool = False
 
 
-class ToolChoice(_Part):
+class ToolChoice(Strict):
     type: Literal["tool"]
     name: str
     disable_parallel_tool_use: bool = False
 
 
-class NoChoice(_Part):
+class NoChoice(Strict):
     type: Literal["none"]
 
 
@@ -57,31 +53,31 @@ Choice = Annotated[AnyChoice | ToolChoice | NoChoice, Field(discriminator="type"
 Display = Literal["summarized", "omitted"]
 
 
-class ThinkingEnabled(_Part):
+class ThinkingEnabled(Strict):
     type: Literal["enabled"]
-    budget_tokens: int = Field(ge=1024)
+    budget_tokens: int = Field(ge=1024, le=MAX_INTEGER)
     display: Display | None = None
 
 
-class ThinkingAdaptive(_Part):
+class ThinkingAdaptive(Strict):
     type: Literal["adaptive"]
     display: Display | None = None
 
 
-class ThinkingDisabled(_Part):
+class ThinkingDisabled(Strict):
     type: Literal["disabled"]
 
 
 Thinking = Annotated[ThinkingEnabled | ThinkingAdaptive | ThinkingDisabled, Field(discriminator="type")]
 
 
-class JsonFormat(_Part):
+class JsonFormat(Strict):
     type: Literal["json_schema"]
     # "schema" would hide a method of BaseModel
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: FreeForm = Field(alias="schema")
 
 
-class OutputConfig(_Part):
+class OutputConfig(Strict):
     effort: Effort | None = None
     format: JsonFormat | None = None
 
@@ -112,7 +108,7 @@ class CountTokensRequest(Request):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     # Hints that change no answer.
-    cache_control: dict[str, Any] | None = None
+    cache_control: FreeForm | None = None
     speed: Literal["standard", "fast"] | None = None
 
     _chat: ChatCompletionRequest = PrivateAttr()
@@ -129,7 +125,9 @@ class CountTokensRequest(Request):
         for tool in tools if isinstance(tools, list) else ():
             kind = tool.get("type") if isinstance(tool, dict) else None
             if kind not in (None, "custom"):
-                raise ValueError(f"tools of type {kind!r} are not supported; this server takes tools of your own")
+                raise ValueError(
+                    f"tools of type {kind_of(tool)} are not supported; this server takes tools of your own"
+                )
         return tools
 
     @model_validator(mode="after")
@@ -181,14 +179,14 @@ class CountTokensRequest(Request):
 
 
 class MessagesRequest(CountTokensRequest):
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=MAX_INTEGER)
     stop_sequences: Stops | None = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=MAX_INTEGER)
     top_p: float | None = Field(None, gt=0, le=1)
     # Hints that change no answer.
-    metadata: dict[str, Any] | None = None
+    metadata: FreeForm | None = None
     service_tier: str | None = None
 
     @model_validator(mode="after")

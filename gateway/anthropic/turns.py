@@ -4,42 +4,37 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from gateway.schemas.base import FreeForm, Strict, kind_of
 from gateway.schemas.chat import MAX_PARTS
 
-CacheControl = dict[str, Any] | None  # a hint: no answer depends on it
+CacheControl = FreeForm | None  # a hint: no answer depends on it
+Kind = TypeVar("Kind", bound=Strict)
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-Kind = TypeVar("Kind", bound=_Block)
-
-
-class TextBlock(_Block):
+class TextBlock(Strict):
     type: Literal["text"]
     text: str
     cache_control: CacheControl = None
     citations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class ThinkingBlock(_Block):
+class ThinkingBlock(Strict):
     type: Literal["thinking"]
     thinking: str
     signature: str = ""
 
 
-class DirectCaller(_Block):
+class DirectCaller(Strict):
     type: Literal["direct"]
 
 
-class ToolUseBlock(_Block):
+class ToolUseBlock(Strict):
     type: Literal["tool_use"]
     id: str = Field(min_length=1)
     name: str = Field(min_length=1)
-    input: dict[str, Any]
+    input: FreeForm
     cache_control: CacheControl = None
     caller: DirectCaller | None = None
 
@@ -50,7 +45,9 @@ def check_blocks(content: Any, *kinds: str) -> None:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind not in kinds:
             allowed = ", ".join(kinds)
-            raise ValueError(f"content blocks of type {kind!r} are not supported here; this server takes {allowed}")
+            raise ValueError(
+                f"content blocks of type {kind_of(block)} are not supported here; this server takes {allowed}"
+            )
         if kind == "tool_result":
             check_blocks(block.get("content"), "text")
 
@@ -58,7 +55,7 @@ def check_blocks(content: Any, *kinds: str) -> None:
 Texts = Annotated[list[TextBlock], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class ToolResultBlock(_Block):
+class ToolResultBlock(Strict):
     type: Literal["tool_result"]
     tool_use_id: str
     content: str | Texts | None = None
@@ -74,7 +71,7 @@ KINDS = {
 }
 
 
-class Turn(_Block):
+class Turn(Strict):
     role: Literal["user", "assistant", "system"]
     content: str | Annotated[list[Block], Field(max_length=MAX_PARTS, fail_fast=True)]
 
@@ -134,16 +131,10 @@ def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
         message["reasoning_content"] = "\n".join(thoughts)
     if uses := _of(ToolUseBlock, blocks):
         message["tool_calls"] = [
-            {"id": use.id, "function": {"name": use.name, "arguments": _json(use.input)}} for use in uses
+            {"id": use.id, "function": {"name": use.name, "arguments": orjson.dumps(use.input).decode()}}
+            for use in uses
         ]
     return message
-
-
-def _json(value: dict[str, Any]) -> str:
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # deeper than 254: less than what is read
-        raise ValueError("the 'input' of a 'tool_use' is nested too deeply") from None
 
 
 def _user(blocks: Sequence[Block], called: set[str]) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.schemas.base import kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_PARTS
 from gateway.schemas.converted import first_of
 
@@ -45,9 +46,8 @@ def text_of(content: str | Sequence[Part] | None) -> str:
 
 def _check_parts(content: Any) -> None:
     for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in PART_KINDS:
-            raise ValueError(f"content parts of type {kind!r} are not supported; this server takes text")
+        if not isinstance(part, dict) or part.get("type") not in PART_KINDS:
+            raise ValueError(f"content parts of type {kind_of(part)} are not supported; this server takes text")
 
 
 class _Item(_Part):
@@ -128,7 +128,7 @@ def _kind(item: Any) -> str:
         raise ValueError("an item must be an object")
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     if kind not in KINDS:
-        raise ValueError(f"items of type {kind!r} are not supported; this server takes {', '.join(KINDS)}")
+        raise ValueError(f"items of type {kind_of(item)} are not supported; this server takes {', '.join(KINDS)}")
     return str(kind)
 
 

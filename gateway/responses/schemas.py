@@ -2,32 +2,28 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway.responses.items import Item, Items, MessageItem, read_items
-from gateway.schemas.base import Refused, Request, SampledRequest
+from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, SampledRequest, Strict, kind_of
 from gateway.schemas.chat import MAX_TOOLS, ChatCompletionRequest, FunctionName, ReasoningEffort
 from gateway.schemas.converted import chat_request
 
 LOGPROBS = "message.output_text.logprobs"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class FunctionTool(_Part):
+class FunctionTool(Strict):
     type: Literal["function"]
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: FreeForm | None = None
     strict: bool | None = None
 
     def for_chat(self) -> dict[str, Any]:
         return {"type": "function", "function": self.model_dump(exclude={"type"})}
 
 
-class NamedFunction(_Part):
+class NamedFunction(Strict):
     type: Literal["function"]
     name: str
 
@@ -35,7 +31,7 @@ class NamedFunction(_Part):
         return {"type": "function", "function": {"name": self.name}}
 
 
-class AllowedTools(_Part):
+class AllowedTools(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Field(min_length=1, fail_fast=True)]
@@ -45,19 +41,19 @@ class AllowedTools(_Part):
         return {"type": "allowed_tools", "allowed_tools": allowed}
 
 
-class PlainFormat(_Part):
+class PlainFormat(Strict):
     type: Literal["text", "json_object"]
 
     def for_chat(self) -> dict[str, Any]:
         return {"type": self.type}
 
 
-class SchemaFormat(_Part):
+class SchemaFormat(Strict):
     type: Literal["json_schema"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     # "schema" would hide a method of BaseModel
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: FreeForm = Field(alias="schema")
     strict: bool | None = None
 
     def for_chat(self) -> dict[str, Any]:
@@ -65,12 +61,12 @@ class SchemaFormat(_Part):
         return {"type": "json_schema", "json_schema": schema}
 
 
-class TextConfig(_Part):
+class TextConfig(Strict):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None  # a hint
 
 
-class Reasoning(_Part):
+class Reasoning(Strict):
     effort: ReasoningEffort | None = None
     # Hints: thoughts are given whole, and templates decide which of them they show again.
     summary: Literal["auto", "concise", "detailed"] | None = None
@@ -100,7 +96,7 @@ class PromptOfResponse(Request):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["disabled"] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: FreeForm | None = None
 
     @field_validator("input", mode="before")
     @classmethod
@@ -111,9 +107,8 @@ class PromptOfResponse(Request):
     @classmethod
     def _run_by_the_client(cls, tools: Any) -> Any:
         for tool in tools if isinstance(tools, list) else ():
-            kind = tool.get("type") if isinstance(tool, dict) else None
-            if kind != "function":
-                raise ValueError(f"tools of type {kind!r} are not supported; this server takes functions")
+            if not isinstance(tool, dict) or tool.get("type") != "function":
+                raise ValueError(f"tools of type {kind_of(tool)} are not supported; this server takes functions")
         return tools
 
     @model_validator(mode="after")
@@ -147,7 +142,7 @@ class PromptOfResponse(Request):
 class ResponsesRequest(PromptOfResponse, SampledRequest):
     refused: ClassVar[Refused] = PromptOfResponse.refused | {"background_options": ()}
 
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: (
         list[
@@ -169,9 +164,9 @@ class ResponsesRequest(PromptOfResponse, SampledRequest):
     background: bool | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     # Hints that change no answer.
-    max_tool_calls: int | None = Field(None, ge=1)  # of tools that are not run here
+    max_tool_calls: int | None = Field(None, ge=1, le=MAX_INTEGER)  # of tools that are not run here
     prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: FreeForm | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None

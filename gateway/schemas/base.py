@@ -1,17 +1,21 @@
 """What all requests share, and what those that generate do."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from shared.grammar import LONGEST
 from shared.messages import Structured
 
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
 MAX_STOP_CHARS = 256
 MAX_BIASES = 1024
+MAX_NAME = 512  # characters of a model's
+MAX_FREE_BYTES = 2**20  # of JSON that is passed on as it is: who makes objects of it holds everybody up
+MAX_INTEGER = 2**64 - 1  # larger ones are no integers for the parser
 
 # fail_fast, or a long list of wrong things makes an error of each, and holds the event loop until the lease is lost.
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -20,19 +24,68 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no other keys than strings
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
-TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+GrammarText = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+
+
+def not_too_many(given: Any) -> Any:
+    """Before anything is made of them."""
+    if isinstance(given, list) and len(given) > MAX_INPUTS and not isinstance(given[0], int):
+        raise ValueError(f"at most {MAX_INPUTS} inputs are allowed")
+    return given
+
+
+Inputs = Annotated[str | TokenIds | Texts | TokenIdLists, BeforeValidator(not_too_many)]
 
 
 Refused = dict[str, tuple[Any, ...]]  # name -> values (besides null) that change nothing; any other is refused
 
 
-class Request(BaseModel):
+T = TypeVar("T")
+
+
+def small(value: T) -> T:
+    """Raises ValueError."""
+    try:
+        size = len(orjson.dumps(value))
+    except TypeError:  # deeper than 254: less than what is read
+        raise ValueError("it is nested too deeply") from None
+    if size > MAX_FREE_BYTES:
+        raise ValueError(f"it is larger than {MAX_FREE_BYTES} bytes")
+    return value
+
+
+def kind_of(part: Any) -> str:
+    """What it says that it is, for a message, which must not take seconds to be made."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return repr(kind) if kind is None or isinstance(kind, str) else type(kind).__name__
+
+
+FreeForm = Annotated[dict[str, Any], AfterValidator(small)]
+
+
+class Strict(BaseModel):
+    """What it does not know is refused."""
+
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_is_enough(cls, given: Any) -> Any:
+        """A million of them are a million errors, and seconds in which the event loop stands still."""
+        fields = cls.model_fields
+        if not isinstance(given, dict) or len(given) <= len(fields):
+            return given
+        known = {field.alias or name for name, field in fields.items()}
+        unknown = next(name for name in given if name not in known)
+        return {name: given[name] for name in (*known, unknown) if name in given}
+
+
+class Request(Strict):
     refused: ClassVar[Refused] = {}
 
-    model: str = Field(min_length=1)
+    model: str = Field(min_length=1, max_length=MAX_NAME)
     user: str | None = None
 
     @model_validator(mode="before")
@@ -56,17 +109,15 @@ class Unsupported(Exception):
         self.param = param
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Strict):
     """vLLM's field: exactly one of them."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
     # "json" would hide a method of BaseModel
-    json_schema: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    json_schema: FreeForm | bool | GrammarText | None = Field(None, alias="json")
     json_object: bool | None = None
-    regex: str | None = Field(None, min_length=1)
+    regex: GrammarText | None = None
     choice: Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
-    grammar: str | None = Field(None, min_length=1)
+    grammar: GrammarText | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -96,9 +147,7 @@ class StructuredOutputs(BaseModel):
         return Structured("json", True if self.json_object else self.json_schema)
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # harmless: none is added
 
@@ -108,15 +157,15 @@ class SampledRequest(Request):
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)  # 0 and -1: off
+    top_k: int | None = Field(None, ge=-1, le=MAX_INTEGER)  # 0 and -1: off
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=MAX_INTEGER)
     stop: Stop | Stops | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # smaller ones make logits infinite
     logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_INTEGER)
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -133,7 +182,7 @@ class SampledRequest(Request):
 class GenerationRequest(SampledRequest):
     """What chat and completions share."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
     @property

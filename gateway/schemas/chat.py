@@ -5,7 +5,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gateway.schemas.base import GenerationRequest, Refused
+from gateway.schemas.base import (
+    MAX_FREE_BYTES,
+    MAX_INTEGER,
+    FreeForm,
+    GenerationRequest,
+    Refused,
+    Strict,
+    kind_of,
+    small,
+)
 from shared.messages import Structured
 
 MAX_MESSAGES = 10_000
@@ -33,7 +42,7 @@ class CalledFunction(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     name: Annotated[str, Field(min_length=1)]
-    arguments: str
+    arguments: Annotated[str, Field(max_length=MAX_FREE_BYTES)]  # JSON, and read as such
 
 
 class ToolCall(BaseModel):
@@ -54,14 +63,16 @@ class Message(BaseModel):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    # Of OpenAI's first API, and of its voices: left out in silence, they would be missing in the prompt.
+    function_call: None = None
+    audio: None = None
 
     @field_validator("content", mode="before")
     @classmethod
     def _only_text(cls, content: Any) -> Any:
         for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in ("text", "refusal"):
-                raise ValueError(f"content parts of type {kind!r} are not supported; this server takes text")
+            if (part.get("type") if isinstance(part, dict) else None) not in ("text", "refusal"):
+                raise ValueError(f"content parts of type {kind_of(part)} are not supported; this server takes text")
         return content
 
     @model_validator(mode="after")
@@ -89,9 +100,7 @@ class Message(BaseModel):
         return message
 
 
-class Function(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
+class Function(Strict):
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -113,52 +122,38 @@ class Named(BaseModel):
     name: str
 
 
-class NamedTool(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class NamedTool(Strict):
     type: Literal["function"]
     function: Named
 
 
-class Allowed(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class Allowed(Strict):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, fail_fast=True)]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
-class AllowedTools(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class AllowedTools(Strict):
     type: Literal["allowed_tools"]
     allowed_tools: Allowed
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
+class JsonSchema(Strict):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     # "schema" would hide a method of BaseModel
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: FreeForm = Field(alias="schema")
     strict: bool | None = None
 
 
-class TextFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class TextFormat(Strict):
     type: Literal["text"]
 
 
-class JsonObjectFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class JsonObjectFormat(Strict):
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class JsonSchemaFormat(Strict):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -180,7 +175,7 @@ class ChatCompletionRequest(GenerationRequest):
     }
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -188,17 +183,23 @@ class ChatCompletionRequest(GenerationRequest):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: FreeForm | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     # Hints that change no answer.
-    metadata: dict[str, Any] | None = None
+    metadata: FreeForm | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: FreeForm | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None
     verbosity: str | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _small_together(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        small([tool.function.parameters for tool in tools or ()])
+        return tools
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

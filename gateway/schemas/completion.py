@@ -7,11 +7,10 @@ from pydantic import Field, model_validator
 from gateway.schemas.base import (
     MAX_CHOICES,
     MAX_INPUTS,
+    MAX_INTEGER,
     GenerationRequest,
+    Inputs,
     Refused,
-    Texts,
-    TokenIdLists,
-    TokenIds,
     as_list,
 )
 
@@ -20,8 +19,8 @@ class CompletionRequest(GenerationRequest):
     refused: ClassVar[Refused] = {"suffix": ("",)}
     DEFAULT_MAX_TOKENS: ClassVar[int] = 16  # OpenAI's
 
-    prompt: str | TokenIds | Texts | TokenIdLists
-    max_tokens: int | None = Field(None, ge=0)
+    prompt: Inputs
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INTEGER)
     logprobs: int | None = Field(None, ge=0, le=20)  # OpenAI takes 5, others 20
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)

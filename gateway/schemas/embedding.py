@@ -1,23 +1,16 @@
 """POST /v1/embeddings."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from gateway.schemas.base import MAX_INPUTS, Request, Texts, TokenIdLists, TokenIds, as_list
+from gateway.schemas.base import MAX_INTEGER, Inputs, Request, as_list
 
 
 class EmbeddingRequest(Request):
-    input: str | TokenIds | Texts | TokenIdLists
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1)
-
-    @field_validator("input")
-    @classmethod
-    def _not_too_many(cls, value: Any) -> Any:
-        if isinstance(value, list) and value and not isinstance(value[0], int) and len(value) > MAX_INPUTS:
-            raise ValueError(f"at most {MAX_INPUTS} inputs are allowed")
-        return value
+    dimensions: int | None = Field(None, ge=1, le=MAX_INTEGER)
 
     @property
     def inputs(self) -> list[str | list[int]]:

@@ -2,24 +2,22 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from gateway.schemas.base import MAX_INPUTS, Request
+from gateway.schemas.base import MAX_INPUTS, MAX_INTEGER, Request, Strict
 from shared.messages import EMBEDDING_INPUTS_PER_JOB
 
 MAX_QUERY_CHARS = 2**17  # each job of a request has it
 
 
-class Document(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class Document(Strict):
     text: str
 
 
 class RerankRequest(Request):
     query: str = Field(min_length=1, max_length=MAX_QUERY_CHARS)
     documents: Annotated[list[str | Document], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
-    top_n: int | None = Field(None, ge=0)  # 0: all
+    top_n: int | None = Field(None, ge=0, le=MAX_INTEGER)  # 0: all
     return_documents: bool | None = None  # unless false
 
     @property

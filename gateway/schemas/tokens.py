@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from gateway.schemas.base import Refused, Request, TokenId
+from gateway.schemas.base import FreeForm, Refused, Request, TokenId
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, Message, Tool
 from gateway.schemas.converted import chat_request
 
@@ -21,7 +21,7 @@ class TokenizeRequest(Request):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: FreeForm | None = None
 
     _chat: dict[str, Any] | None = PrivateAttr(None)
 

@@ -42,6 +42,19 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
     return error
 
 
+def refusal_of(response: httpx2.Response) -> dict[str, Any]:
+    """The error of a path of either shape."""
+    body = response.json()
+    if "type" not in body:
+        return error_of(response)
+    assert set(body) == {"type", "error", "request_id"}, body
+    assert body["type"] == "error"
+    assert set(body["error"]) == {"type", "message"}, body
+    assert body["request_id"] == response.headers["request-id"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
 async def stream(stack: Stack, body: dict[str, Any], path: str = "/v1/chat/completions") -> "Streamed":
     """Reads a stream to its end."""
     async with (

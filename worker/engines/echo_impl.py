@@ -1,7 +1,9 @@
-"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling."""
+"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling; a word of
+more than 256 characters is several, since no model has tokens of megabytes."""
 
 import hashlib
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from worker.engines.options import EngineOptions
 from worker.engines.text import StopMatcher
 
 MAX_MODEL_LEN = 8192
+WORD = re.compile(r"\S{1,256}")
 
 
 def create(options: EngineOptions) -> SteppedEngine:
@@ -43,7 +46,7 @@ class Sequence:
         if self.prompt is not None:
             self.unsent = self._unsent(self.prompt)
             if self.logprobs is not None and not replayed:
-                words = [(" " if place else "") + word for place, word in enumerate(self.prompt.split())]
+                words = [(" " if place else "") + word for place, word in enumerate(WORD.findall(self.prompt))]
                 self.prompt_logprobs = [self._certain(word) for word in words]
                 self.prompt_logprobs[:1] = [TokenLogprob(word, None) for word in words[:1]]
         for _ in replayed:
@@ -101,7 +104,7 @@ class EchoStepper:
         last, everything = _texts(request.payload)
         if self._crash_word and any(self._crash_word in text for text in everything):
             os._exit(134)  # as hard as a native library that aborts
-        prompt_tokens = sum(len(text.split()) for text in everything)
+        prompt_tokens = sum(len(WORD.findall(text)) for text in everything)
         room = self._max_model_len - prompt_tokens
         if room < 0 or (room == 0 and request.sampling.max_tokens != 0):
             raise ContextLengthExceeded(
@@ -111,7 +114,7 @@ class EchoStepper:
         sampling = request.sampling
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         sequence = Sequence(
-            request.id, last.split(), prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs
+            request.id, WORD.findall(last), prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs
         )
         sequence.prompt = last if sampling.echo else None
         sequence.resume(request.resume)
