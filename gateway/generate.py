@@ -114,8 +114,8 @@ class Generator:
         return await self._submit("completion", id, body.model, payloads, sampling, asked, body.candidates)
 
     async def _check_constraints(self, body: GenerationRequest) -> None:
-        for structured, param in body.constraints():
-            await self._grammars.check(structured, param)
+        for structured in body.constraints():
+            await self._grammars.check(structured)
 
     async def embedding(self, body: EmbeddingRequest, asked: Asked) -> Answer:
         inputs = body.inputs

@@ -19,16 +19,16 @@ class Grammars:
         self._sound: OrderedDict[bytes, None] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
-    async def check(self, structured: Structured, param: str) -> None:
-        """Raises InvalidRequest about `param`."""
+    async def check(self, structured: Structured) -> None:
+        """Raises InvalidRequest about its parameter."""
         key = hashlib.blake2b(encode(structured), digest_size=16).digest()
         if key not in self._sound:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _check, structured, param)
+            await asyncio.get_running_loop().run_in_executor(self._thread, _check, structured)
             self._sound[key] = None
             if len(self._sound) > self.REMEMBERED:
                 self._sound.popitem(last=False)
         self._sound.move_to_end(key)
 
 
-def _check(structured: Structured, param: str) -> None:
-    check(constraint(structured, param), param)
+def _check(structured: Structured) -> None:
+    check(constraint(structured, structured.param), structured.param)

@@ -27,10 +27,12 @@ GENERATION_KINDS = frozenset({"chat", "completion"})
 
 class Structured(msgspec.Struct, frozen=True):
     """What the reply must look like. `value` by kind: a JSON schema (True: any JSON object), a regular expression over
-    the whole reply, the list of replies to choose from, or a grammar (EBNF as in GBNF, or Lark)."""
+    the whole reply, the list of replies to choose from, or a grammar (EBNF as in GBNF, or Lark). `param` of the request
+    says so."""
 
     kind: Literal["json", "regex", "choice", "grammar"]
     value: Any
+    param: str = "structured_outputs"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

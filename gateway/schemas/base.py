@@ -194,10 +194,10 @@ class GenerationRequest(SampledRequest):
         """What the reply must look like."""
         return None if self.structured_outputs is None else self.structured_outputs.structured
 
-    def constraints(self) -> Iterator[tuple[Structured, str]]:
-        """All that the reply may have to obey, each with the parameter that says so."""
+    def constraints(self) -> Iterator[Structured]:
+        """All that the reply may have to obey."""
         if self.structured is not None:
-            yield self.structured, "structured_outputs"
+            yield self.structured
 
     @property
     def include_usage(self) -> bool:

@@ -248,17 +248,16 @@ class ChatCompletionRequest(GenerationRequest):
     @property
     def structured(self) -> Structured | None:
         if isinstance(self.response_format, JsonSchemaFormat):
-            return Structured("json", self.response_format.json_schema.json_schema)
+            return Structured("json", self.response_format.json_schema.json_schema, "response_format")
         if isinstance(self.response_format, JsonObjectFormat):
-            return Structured("json", True)
+            return Structured("json", True, "response_format")
         return super().structured
 
-    def constraints(self) -> Iterator[tuple[Structured, str]]:
-        if self.structured is not None:
-            yield self.structured, "structured_outputs" if self.response_format is None else "response_format"
+    def constraints(self) -> Iterator[Structured]:
+        yield from super().constraints()
         for function in self._callable:
             if function.parameters is not None and (self._mode == "required" or function.strict):
-                yield Structured("json", function.parameters), "tools"
+                yield Structured("json", function.parameters, "tools")
 
     def payload(self) -> dict[str, Any]:
         """The job's, see shared.messages.Job."""

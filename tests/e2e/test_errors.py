@@ -265,7 +265,7 @@ def test_a_bad_streaming_request_is_a_plain_http_error(echo_stack: Stack) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("POST", "/v1/nowhere", 404), ("GET", "/", 404), ("POST", "/v1/responses", 404),
+    [("GET", "/nowhere", 404), ("POST", "/v1/nowhere", 404), ("GET", "/", 404), ("POST", "/v1/batches", 404),
      ("GET", CHAT, 405), ("PUT", "/v1/models", 405), ("DELETE", "/health", 405), ("PATCH", "/v1/embeddings", 405),
      ("POST", "/v1/models/echo", 405), ("GET", "/v1/models/%ff%00", 404)],
 )  # fmt: skip

@@ -125,7 +125,7 @@ def test_every_role_is_understood_by_a_real_template(model_stack: Stack, role: s
 @pytest.mark.parametrize(
     "ignored",
     [{"tools": [{"type": "function", "function": {"name": "f"}}]}, {"response_format": {"type": "json_object"}},
-     {"logit_bias": {"5": 5}}, {"logprobs": True}],
+     {"logit_bias": {"5": 5}}, {"store": True}],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
 def test_nothing_is_silently_ignored(echo_stack: Stack, ignored: dict[str, object]) -> None:
@@ -134,6 +134,8 @@ def test_nothing_is_silently_ignored(echo_stack: Stack, ignored: dict[str, objec
 
 
 async def test_what_fastchat_ignored_and_is_not_refused_works(echo_stack: Stack) -> None:
+    logprobs = post(echo_stack, CHAT, chat("a b", logprobs=True, max_tokens=2)).json()["choices"][0]["logprobs"]
+    assert [token["token"] for token in logprobs["content"]] == ["a", " b"]
     streamed = await stream(echo_stack, chat("a b", max_completion_tokens=5, stream_options={"include_usage": True}))
     assert streamed.text() == cycle("a b", 5)
     assert streamed.chunks[-1]["usage"]["completion_tokens"] == 5

@@ -1,12 +1,14 @@
 """What one request may make everybody carry."""
 
 import difflib
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from gateway.front import Front
 from registry import directory
+from shared.errors import ContextLengthExceeded
 from shared.messages import Failed, Job, SamplingParams, Usage
 from shared.queue import Entry
 from worker.engines.base import EngineRequest, Output
@@ -67,12 +69,11 @@ async def test_only_a_sound_traceparent_goes_with_the_job(given: str, kept: str 
     assert seen.asked.traceparent == kept
 
 
-def test_no_token_of_the_echo_engine_is_megabytes_long() -> None:
+def test_no_prompt_of_the_echo_engine_is_megabytes_long() -> None:
     stepper = EchoStepper(EngineOptions())
-    stepper.load()
-    payload = {"messages": [{"role": "user", "content": "x" * 600 + " y"}]}
-    sequence = stepper.prepare(EngineRequest("e", "chat", payload, SamplingParams(seed=0, max_tokens=4)))
-    stepper.add(sequence)
-    outputs = [stepper.step()[0] for _ in range(4)]
-    assert [len(output.text) for output in outputs] == [256, 257, 89, 2]
-    assert outputs[-1].usage == Usage(4, 4)
+    info = stepper.load()
+    for chars, fits in ((128 * info.max_model_len, True), (128 * info.max_model_len + 1, False)):
+        payload = {"messages": [{"role": "user", "content": "x" * chars}]}
+        request = EngineRequest("e", "chat", payload, SamplingParams(seed=0, max_tokens=4))
+        with nullcontext() if fits else pytest.raises(ContextLengthExceeded):
+            stepper.prepare(request)

@@ -23,22 +23,22 @@ OTHER = {"type": "function", "function": {"name": "g", "parameters": GOOD}}
 
 async def test_the_parameter_to_blame_is_named() -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        await Grammars().check(Structured("json", BAD), "response_format")
+        await Grammars().check(Structured("json", BAD, "response_format"))
     assert refusal.value.param == "response_format"
 
 
 async def test_what_was_found_sound_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Grammars()
-    await seen.check(Structured("json", GOOD), "tools")
+    await seen.check(Structured("json", GOOD, "tools"))
     monkeypatch.setattr(grammars, "check", lambda *_: pytest.fail("looked at again"))
-    await seen.check(Structured("json", GOOD), "tools")
+    await seen.check(Structured("json", GOOD, "tools"))
 
 
 async def test_no_more_are_remembered_than_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Grammars, "REMEMBERED", 2)
     seen = Grammars()
     for word in ("a", "b", "c"):
-        await seen.check(Structured("regex", word), "structured_outputs")
+        await seen.check(Structured("regex", word))
     assert len(seen._sound) == 2
 
 
@@ -57,4 +57,4 @@ async def test_no_more_are_remembered_than_bounded(monkeypatch: pytest.MonkeyPat
 )
 def test_what_is_promised_is_what_is_looked_at(fields: dict[str, Any], params: list[str]) -> None:
     body = ChatCompletionRequest.model_validate(CHAT | fields)
-    assert [param for _, param in body.constraints()] == params
+    assert [structured.param for structured in body.constraints()] == params

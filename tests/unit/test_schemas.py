@@ -175,10 +175,10 @@ def test_tools_that_must_not_be_called_do_not_reach_the_model() -> None:
     ("fields", "structured"),
     [
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, Structured("json", True)),
+        ({"response_format": {"type": "json_object"}}, Structured("json", True, "response_format")),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
-            Structured("json", SCHEMA),
+            Structured("json", SCHEMA, "response_format"),
         ),
         ({"structured_outputs": {"json": SCHEMA}}, Structured("json", SCHEMA)),
         ({"structured_outputs": {"json": '{"type": "object"}'}}, Structured("json", {"type": "object"})),

@@ -1,9 +1,8 @@
-"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling; a word of
-more than 256 characters is several, since no model has tokens of megabytes."""
+"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling; words
+are tokens, but a prompt of more than 128 characters a token of the context is too long, however few they are."""
 
 import hashlib
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from worker.engines.options import EngineOptions
 from worker.engines.text import StopMatcher
 
 MAX_MODEL_LEN = 8192
-WORD = re.compile(r"\S{1,256}")
+CHARS_PER_TOKEN = 128
 
 
 def create(options: EngineOptions) -> SteppedEngine:
@@ -46,7 +45,7 @@ class Sequence:
         if self.prompt is not None:
             self.unsent = self._unsent(self.prompt)
             if self.logprobs is not None and not replayed:
-                words = [(" " if place else "") + word for place, word in enumerate(WORD.findall(self.prompt))]
+                words = [(" " if place else "") + word for place, word in enumerate(self.prompt.split())]
                 self.prompt_logprobs = [self._certain(word) for word in words]
                 self.prompt_logprobs[:1] = [TokenLogprob(word, None) for word in words[:1]]
         for _ in replayed:
@@ -104,7 +103,7 @@ class EchoStepper:
         last, everything = _texts(request.payload)
         if self._crash_word and any(self._crash_word in text for text in everything):
             os._exit(134)  # as hard as a native library that aborts
-        prompt_tokens = sum(len(WORD.findall(text)) for text in everything)
+        prompt_tokens = _tokens(everything, self._max_model_len)
         room = self._max_model_len - prompt_tokens
         if room < 0 or (room == 0 and request.sampling.max_tokens != 0):
             raise ContextLengthExceeded(
@@ -114,7 +113,7 @@ class EchoStepper:
         sampling = request.sampling
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         sequence = Sequence(
-            request.id, WORD.findall(last), prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs
+            request.id, last.split(), prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs
         )
         sequence.prompt = last if sampling.echo else None
         sequence.resume(request.resume)
@@ -170,7 +169,7 @@ def _refuse_what_it_cannot(request: EngineRequest) -> None:
     sampling, payload = request.sampling, request.payload
     asked = {
         "logit_bias": sampling.logit_bias,
-        "structured_outputs": sampling.structured,
+        sampling.structured.param if sampling.structured else "": sampling.structured,
         "stop_token_ids": sampling.stop_token_ids,
         "tools": payload.get("tools"),
         "tool_choice": payload.get("tool_choice", {}).get("mode") == "required",
@@ -179,6 +178,12 @@ def _refuse_what_it_cannot(request: EngineRequest) -> None:
     for param, value in asked.items():
         if value:
             raise UnsupportedParameter(f"The echo engine does not support {param!r}.", param=param)
+
+
+def _tokens(texts: list[str], most: int) -> int:
+    """Words; or more than there may be, for what no model could hold."""
+    chars = sum(map(len, texts))
+    return chars if chars > CHARS_PER_TOKEN * most else sum(len(text.split()) for text in texts)
 
 
 def _texts(payload: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -82,7 +82,7 @@ class PromptReader:
     def read(self, request: EngineRequest) -> Prompt:
         """The prompt of a chat or a completion."""
         structured = request.sampling.structured
-        grammar = None if structured is None else constraint(structured)
+        grammar = None if structured is None else constraint(structured, structured.param)
         if request.kind == "chat":
             prompt = self._chat(request.payload, grammar)
         elif request.kind == "completion":
