@@ -116,6 +116,20 @@ def test_a_malformed_call_comes_out_as_text_rather_than_vanish(name: str, text: 
     assert (made.text, made.tool_calls) == (text, [])
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dialect", FORMS)
+def test_a_call_that_had_to_come_and_was_cut_off_leaves_no_text(dialect: Dialect, seed: int) -> None:
+    written = dialect.write([("add", json.dumps({"a": 1})), ("now", "{}")])
+    for end in range(len(written)):
+        parser = ReplyForm(dialect, ToolUse(TOOLS, required=True)).parser(NO_MARKERS)
+        assert parser is not None
+        made = Progress()
+        for piece in pieces_of(written[:end], seed):
+            made.add(parser.push(piece))
+        made.add(parser.finish())
+        assert made.text == "", written[:end]
+
+
 VARIANTS = [
     ("hermes", '<tool_call>{ "arguments": {"a": 1, "b": -2}, "name": "add"}</tool_call>'),
     ("hermes", '<tool_call>{"name":"add","arguments":"{\\"a\\": 1, \\"b\\": -2}"}</tool_call>'),

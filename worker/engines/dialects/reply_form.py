@@ -59,6 +59,7 @@ class ReplyParser:
 
     def __init__(self, reply: ReplyForm, markers: Markers) -> None:
         use, reasoning = reply.use, reply.reasoning
+        self._only_calls = use is not None and use.required
         self.keep = markers.keep(
             (
                 *(reply.dialect.markers if reply.dialect is not None and use is not None else ()),
@@ -83,7 +84,10 @@ class ReplyParser:
         self._source.end()
         for _ in self._reads:
             raise AssertionError("a parser waits for text after the end")
-        return self._source.made()
+        made = self._source.made()
+        if self._only_calls:  # its grammar has no text: this is the beginning of a call that was cut off
+            made.text = ""
+        return made
 
     def _parse(self, reply: ReplyForm) -> Reads[None]:
         if reply.begun:
