@@ -9,7 +9,7 @@ from shared.errors import StartupError
 from shared.settings import CommaList, ProcessSettings
 
 EngineName = Literal["transformers", "echo", "vllm", "llamacpp", "openai", "auto"]
-ToolCallParser = Literal["hermes", "llama3", "mistral", "deepseek", "qwen3-coder", "none"]
+ToolCallParser = Literal["hermes", "llama3", "mistral", "deepseek", "qwen3-coder", "json", "none"]
 ReasoningParser = Literal["think", "magistral", "none"]
 
 

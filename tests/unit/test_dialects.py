@@ -2,19 +2,20 @@
 
 import json
 import random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from shared.messages import Progress
-from worker.engines.dialects import DIALECTS, MAGISTRAL, THINK, of, reasoning_of
-from worker.engines.dialects.dialect import Dialect
+from worker.engines.dialects import DIALECTS, MAGISTRAL, OFF, REASONINGS, THINK, of, reasoning_of
+from worker.engines.dialects.dialect import BareDialect, Dialect
 from worker.engines.dialects.lark import Markers
 from worker.engines.dialects.mistral import Mistral
 from worker.engines.dialects.reply_form import ReplyForm
 from worker.engines.dialects.tools import Tool, ToolUse
+from worker.settings import ReasoningParser, ToolCallParser
 
 NO_MARKERS = Markers(Tokenizer(BPE()))
 TOOLS = (
@@ -70,7 +71,7 @@ def test_what_a_dialect_writes_it_reads(dialect: Dialect, calls: list[tuple[str,
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("dialect", [form for form in FORMS if form.id != "llama3"])
+@pytest.mark.parametrize("dialect", [form for form in FORMS if not isinstance(form.values[0], BareDialect)])
 def test_text_before_a_call_and_behind_it_is_text_without_the_white_space_between(dialect: Dialect, seed: int) -> None:
     written = dialect.write([("now", "{}")])
     made = read(dialect, f"Let me see <b>.\n\n{written}\n\nDone. ", seed)
@@ -106,6 +107,10 @@ MALFORMED = [
     ("qwen3-coder", "<tool_call>\n<function=unknown>\n</function>\n</tool_call>"),
     ("qwen3-coder", "<tool_call>\n<function=add"),
     ("qwen3-coder", "<tool_call>add</tool_call>"),
+    ("json", '[{"name": "unknown", "arguments": {}}]'),
+    ("json", '{"name": "Ann", "age": 5}'),
+    ("json", "<|tool_call|>none"),
+    ("json", "[]"),
 ]
 
 
@@ -142,6 +147,9 @@ VARIANTS = [
     ("mistral", '[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": 1, "b": -2}'),
     ("mistral", '[TOOL_CALLS]add{"a": 1, "b": -2}'),
     ("deepseek", '<｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 1, "b": -2}<｜tool▁call▁end｜>'),
+    ("json", '{"name": "add", "arguments": {"a": 1, "b": -2}}'),
+    ("json", '\n<|tool_call|> [ {"arguments": {"a": 1, "b": -2}, "name": "add"} ]'),
+    ("json", '[{"type": "function", "name": "add", "parameters": {"a": 1, "b": -2}}'),
     ("qwen3-coder", "<function=add><parameter=a>1</parameter><parameter=b>-2</parameter></function>"),
 ]
 
@@ -164,6 +172,36 @@ def test_arguments_come_piece_by_piece_behind_the_name_and_the_name_once(dialect
     assert [piece.name for piece in pieces] == ["say"] + [""] * (len(pieces) - 1)
     assert len(pieces) == len('{"text": "one two"}')
     assert "".join(piece.arguments for piece in pieces) == '{"text": "one two"}'
+
+
+PIECES = ('{"name": "add", "arguments": ', '{"a": 1}', " ", "\n", "add", "```", "é", "🐲", *'{}[]",:\\')
+
+
+def garbage(dialect: Dialect, seed: int) -> str:
+    """Markers, halves of them, pieces of calls and whole ones."""
+    chance = random.Random(seed)
+    markers = (*dialect.markers, THINK.begin, THINK.end, "<function=add>", "<parameter=a>", "</parameter>")
+    parts = []
+    for _ in range(chance.randint(2, 8)):
+        whole = chance.choice((*markers, *PIECES, dialect.write([("add", '{"a": "x<y"}'), ("now", "{}")])))
+        parts.append(whole if chance.random() < 0.7 else whole[: chance.randint(0, len(whole))])
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("dialect", FORMS)
+def test_whatever_a_model_writes_is_read_alike_wherever_it_is_cut(dialect: Dialect, seed: int) -> None:
+    text, options = garbage(dialect, seed), {"reasoning": THINK} if seed % 2 else {}
+    whole = read(dialect, text, **options)
+    for cut in range(1, len(text)):
+        parser = ReplyForm(dialect, ToolUse(TOOLS), **options).parser(NO_MARKERS)
+        assert parser is not None
+        made = parser.push(text[:cut])
+        made.add(parser.push(text[cut:]))
+        made.add(parser.finish())
+        assert made == whole, cut
+    if not (options or whole.tool_calls):
+        assert whole.text == text
 
 
 def test_a_call_that_is_cut_off_keeps_what_there_is_of_its_arguments() -> None:
@@ -235,6 +273,7 @@ TEMPLATES = [
     ("[TOOL_CALLS][", "mistral", True),
     ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "deepseek", True),
     ("<|python_tag|>", "llama3", True),
+    ("<|tool_call|> followed by a JSON list", "json", True),
     ("{{ '\"parameters\": ' }} ipython", "llama3", True),
     ("<tool_call>f\n<arg_key>a</arg_key>", "hermes", False),
     ("<|im_start|>{{ role }}", "hermes", False),
@@ -246,6 +285,11 @@ def test_a_template_shows_its_dialect(template: str, name: str, own: bool) -> No
     dialect, is_own = of(template)
     assert dialect is not None
     assert (dialect.name, is_own) == (name, own)
+
+
+def test_every_dialect_has_a_name_on_the_command_line() -> None:
+    assert set(get_args(ToolCallParser)) == {*DIALECTS, OFF}
+    assert set(get_args(ReasoningParser)) == {*REASONINGS, OFF}
 
 
 def test_a_dialect_can_be_named_and_turned_off() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from worker.engines.dialects.deepseek import DeepSeek
 from worker.engines.dialects.dialect import Dialect
+from worker.engines.dialects.generic import Json
 from worker.engines.dialects.hermes import Hermes
 from worker.engines.dialects.llama3 import Llama3
 from worker.engines.dialects.mistral import Mistral
@@ -18,6 +19,7 @@ DIALECTS: dict[str, Callable[[str], Dialect]] = {  # made for a template
     "mistral": Mistral,
     "deepseek": DeepSeek,
     "qwen3-coder": lambda template: Qwen3Coder(),
+    "json": lambda template: Json(),
 }
 REASONINGS = {reasoning.name: reasoning for reasoning in (THINK, MAGISTRAL)}
 
@@ -45,6 +47,8 @@ def _name(template: str) -> str | None:
         return "mistral"
     if "<｜tool▁call▁begin｜>" in template:
         return "deepseek"
+    if Json.tag in template:
+        return "json"
     if "<tool_call>" in template and not any(other in template for other in ("<arg_key>", "<tool_sep>")):
         return "qwen3-coder" if "<function=" in template else "hermes"
     if "<function=" in template:

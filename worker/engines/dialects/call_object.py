@@ -1,6 +1,7 @@
-"""A tool call that is one JSON object: {"name": ..., "arguments": {...}}."""
+"""A tool call that is one JSON object, {"name": ..., "arguments": {...}}, and a list of such."""
 
 import json
+from collections.abc import Iterable
 
 from worker.engines.dialects.source import Reads, Source
 
@@ -32,6 +33,28 @@ def call_object(source: Source) -> Reads[bool]:
         if (name and early) or not (yield from source.take(",")):
             break
     return (yield from _all_at_once(source, name, early))
+
+
+def call_list(source: Source) -> Reads[bool]:
+    """Reads the rest of a list, behind its bracket. Whether all of it were calls; if not, the source is to give up
+    what is none."""
+    yield from source.spaces()
+    if not (yield from call_object(source)):
+        return False
+    yield from source.spaces()
+    while (yield from source.take(",")):
+        yield from source.spaces()
+        source.mark()
+        if not (yield from call_object(source)):
+            return False
+        yield from source.spaces()
+    yield from source.take("]")
+    return True
+
+
+def written_list(calls: Iterable[tuple[str, str]]) -> str:
+    """What `call_list` reads, with its bracket: of names and arguments as JSON."""
+    return "[" + ", ".join(f'{{"name": {json.dumps(name)}, "arguments": {given}}}' for name, given in calls) + "]"
 
 
 def _all_at_once(source: Source, name: str, early: str) -> Reads[bool]:

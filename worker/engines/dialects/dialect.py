@@ -1,10 +1,11 @@
 """What a dialect is: one way in which models write tool calls."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from worker.engines.dialects.lark import Lark
+from worker.engines.dialects.lark import Lark, without
 from worker.engines.dialects.source import Reads, Source
 from worker.engines.dialects.tools import Tool
 
@@ -50,3 +51,35 @@ class MarkedDialect(Dialect):
     @abstractmethod
     def behind_marker(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:
         """The first call behind its marker, and others."""
+
+
+class BareDialect(Dialect):
+    """Its calls are all of a reply and need no marker, though there may be a tag before them."""
+
+    tag: ClassVar[str]
+    opens: ClassVar[str]  # the characters that calls begin with
+
+    def parse(self, source: Source, schemas: Mapping[str, Mapping[str, Any] | None]) -> Reads[None]:
+        source.mark()
+        yield from source.spaces()
+        yield from self.read(source)
+        while (yield from source.text_before(self.tag)):
+            yield from source.spaces()
+            yield from self.read(source)
+
+    @abstractmethod
+    def read(self, source: Source) -> Reads[None]:
+        """Calls, if it is them that come next; the source gives up what are none."""
+
+    def calls(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:
+        tag = f"{lark.marker(self.tag)}? " if lark.has_token(self.tag) else ""
+        return tag + self.behind_tag(lark, tools, once=once)
+
+    def text_then_calls(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:
+        begin = re.escape(self.opens)  # what begins so is a call
+        lark.rule("TEXT", rf"/[ \t\r\n]*[^{begin} \t\r\n](?s:.*)/" + without(self.tag))
+        return f'"" | TEXT | {self.calls(lark, tools, once=once)}'
+
+    @abstractmethod
+    def behind_tag(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:
+        """The calls, or the one if it is to be one."""

@@ -61,8 +61,7 @@ class Lark:
     def text_without(self, marker: str, name: str, *others: str) -> str:
         """Any text that does not hold the marker. Beside `text_then`, which ends at the marker if that is no token."""
         texts = (marker, *others) if self.has_token(marker) else others
-        without = "".join(f" & ~/{ANYTHING}{_regex(text)}{ANYTHING}/" for text in texts)
-        return self.rule(name.upper(), f"/{ANYTHING}/{without}")
+        return self.rule(name.upper(), f"/{ANYTHING}/{without(*texts)}")
 
     def text_then(self, marker: str, name: str, *others: str) -> str:
         """Any text up to a marker, and the marker."""
@@ -73,6 +72,11 @@ class Lark:
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {body}" for name, body in self._rules.items()) + "\n"
+
+
+def without(*texts: str) -> str:
+    """What excludes them from the regular expression that it stands behind."""
+    return "".join(f" & ~/{ANYTHING}{_regex(text)}{ANYTHING}/" for text in texts)
 
 
 def one_or_more(call: str, separator: str, *, once: bool) -> str:
@@ -95,6 +99,12 @@ def call_objects(lark: Lark, tools: Iterable[Tool], arguments: str) -> str:
         )
         for number, tool in enumerate(tools)
     )
+
+
+def listed_objects(lark: Lark, tools: Iterable[Tool], *, once: bool) -> str:
+    """A list of such objects."""
+    call = lark.rule("call", call_objects(lark, tools, "arguments"))
+    return f'"[" {one_or_more(call, lark.literal(", "), once=once)} "]"'
 
 
 def _regex(text: str) -> str:

@@ -1,12 +1,11 @@
 """Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...] up to 2024, since then [TOOL_CALLS]name[ARGS]{...}."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worker.engines.dialects.call_object import arguments, call_object
+from worker.engines.dialects.call_object import arguments, call_list, call_object, written_list
 from worker.engines.dialects.dialect import Call, MarkedDialect
-from worker.engines.dialects.lark import Lark, alternatives, call_objects, one_or_more
+from worker.engines.dialects.lark import Lark, alternatives, listed_objects, one_or_more
 from worker.engines.dialects.source import Reads, Source
 from worker.engines.dialects.tools import Tool
 
@@ -28,26 +27,11 @@ class Mistral(MarkedDialect):
         while (yield from source.text_before(BEGIN)):
             yield from source.spaces()
             is_list = yield from source.take("[")
-            made = (yield from self._listed(source)) if is_list else (yield from self._named(source))
+            made = (yield from call_list(source)) if is_list else (yield from self._named(source))
             if not made:
                 source.give_up()
             else:
                 yield from source.spaces()
-
-    def _listed(self, source: Source) -> Reads[bool]:
-        """Of the rest of a list, what are no calls is text."""
-        yield from source.spaces()
-        if not (yield from call_object(source)):
-            return False
-        yield from source.spaces()
-        while (yield from source.take(",")):
-            yield from source.spaces()
-            source.mark()
-            if not (yield from call_object(source)):
-                return False
-            yield from source.spaces()
-        yield from source.take("]")
-        return True
 
     def _named(self, source: Source) -> Reads[bool]:
         if (yield from source.peek()) == "{":
@@ -67,8 +51,7 @@ class Mistral(MarkedDialect):
 
     def behind_marker(self, lark: Lark, tools: Sequence[Tool], *, once: bool) -> str:
         if not self._writes_names:
-            call = lark.rule("call", call_objects(lark, tools, "arguments"))
-            return f'" "? "[" {one_or_more(call, lark.literal(", "), once=once)} "]"'
+            return f'" "? {listed_objects(lark, tools, once=once)}'
         lark.rule("ID", "/[a-zA-Z0-9]{9}/")
         id = f"{lark.marker(ID)} ID " if self._writes_ids else ""
         named = [
@@ -80,4 +63,4 @@ class Mistral(MarkedDialect):
     def write(self, calls: Sequence[Call]) -> str:
         if self._writes_names:
             return "".join(f"{BEGIN}{name}{ARGUMENTS}{arguments}" for name, arguments in calls)
-        return f"{BEGIN}[" + ", ".join(f'{{"name": {json.dumps(n)}, "arguments": {a}}}' for n, a in calls) + "]"
+        return BEGIN + written_list(calls)
