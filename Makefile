@@ -40,7 +40,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 # Two at a time: most tests wait. A file stays together, since its tests share their servers.
-test: check
+test: check $(VENV)/installed-clients
 	@exec $(BIN)/pytest -n 2 --dist loadfile
 
 chaos: $(VENV)/installed-dev
@@ -50,7 +50,7 @@ bench: $(VENV)/installed-bench
 	@exec $(BIN)/python -m bench.bus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 clean:
-	rm -rf $(VENV) .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS)/node/node_modules .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Debian without python3-venv has no ensurepip; its pip can fill the venv all the same.
@@ -83,4 +83,15 @@ $(VENV)/installed-bench: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) install -c constraints.txt -e '.[transformers,dev,bench]'
+	@touch $@
+
+# Other people's programs, which the tests run. They want other versions than ours, and some want node.
+CLIENTS := tests/e2e/clients
+
+$(VENV)/installed-clients: $(VENV)/installed-dev $(CLIENTS)/requirements.txt $(CLIENTS)/node/package.json
+	@echo "installing the clients that the tests run ..."
+	@rm -rf $(VENV)/clients
+	@$(BIN)/uv venv --quiet --python $(BIN)/python $(VENV)/clients
+	@$(BIN)/uv pip install --quiet --python $(VENV)/clients/bin/python -r $(CLIENTS)/requirements.txt
+	@$(VENV)/clients/bin/npm install --prefix $(CLIENTS)/node --no-package-lock --no-audit --no-fund --loglevel error
 	@touch $@

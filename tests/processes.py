@@ -89,11 +89,11 @@ class Stack:
         await wait_until(ready, description=f"worker ready; {process.log}", timeout=180)
         return process
 
-    async def models(self, *names: str, timeout: float = 10) -> None:
+    async def models(self, *names: str, timeout: float = 10, key: str = "none") -> None:
         """Waits until exactly these names are listed."""
 
         async def listed() -> bool:
-            async with httpx2.AsyncClient() as http:
+            async with httpx2.AsyncClient(headers={"authorization": f"Bearer {key}"}) as http:
                 data = (await http.get(f"{self.url}/v1/models")).json().get("data", [])
             return {row["id"] for row in data} == set(names)
 
