@@ -1,11 +1,13 @@
 """Stacks of real processes: one for each test that breaks things, two shared ones for those that only ask."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
 import redis
 from openai import AsyncOpenAI, OpenAI
 
@@ -69,47 +71,60 @@ def bus(valkey_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def echo_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+@contextmanager
+def started(folders: pytest.TempPathFactory, start: Callable[[Stack], Coroutine[Any, Any, None]]) -> Iterator[Stack]:
+    """A stack over a Redis of its own. It starts on an event loop of its own: what a session has on pytest-asyncio's is
+    made anew for every asynchronous test."""
+    server = server_in(folders.mktemp("redis"))
+    server.start()
+    stack = Stack(server.url, folders.mktemp("stack"))
+    try:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.run(start(stack))
+        yield stack
+    finally:
+        stack.close()
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def echo_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One echo worker `echo`, alias `parrot`; for tests that leave it as it was."""
-    server = server_in(tmp_path_factory.mktemp("redis"))
-    server.start()
-    stack = Stack(server.url, tmp_path_factory.mktemp("echo"))
-    await stack.gateway("--max-body-mb", "1")
-    await stack.worker("--model-names", "echo,parrot")
-    await stack.models("echo", "parrot")
-    yield stack
-    stack.close()
-    server.kill()
+
+    async def start(stack: Stack) -> None:
+        await stack.gateway("--max-body-mb", "1")
+        await stack.worker("--model-names", "echo,parrot")
+        await stack.models("echo", "parrot")
+
+    with started(tmp_path_factory, start) as stack:
+        yield stack
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def model_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+@pytest.fixture(scope="session")
+def model_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The two demo models, as `make up` serves them, but with room for short replies only."""
-    server = server_in(tmp_path_factory.mktemp("redis"))
-    server.start()
-    stack = Stack(server.url, tmp_path_factory.mktemp("models"))
-    await stack.gateway()
-    await stack.worker("--model-path", embedding_weights(), "--model-names", EMBEDDINGS)
-    await stack.worker("--model-path", chat_weights(), "--model-names", f"{CHAT},smol", "--max-model-len", "512")
-    await stack.models(CHAT, "smol", EMBEDDINGS)
-    yield stack
-    stack.close()
-    server.kill()
+
+    async def start(stack: Stack) -> None:
+        await stack.gateway()
+        await stack.worker("--model-path", embedding_weights(), "--model-names", EMBEDDINGS)
+        await stack.worker("--model-path", chat_weights(), "--model-names", f"{CHAT},smol", "--max-model-len", "512")
+        await stack.models(CHAT, "smol", EMBEDDINGS)
+
+    with started(tmp_path_factory, start) as stack:
+        yield stack
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def scripted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A worker `echo` that says what its prompt tells it to."""
-    server = server_in(tmp_path_factory.mktemp("redis"))
-    server.start()
-    stack = Stack(server.url, tmp_path_factory.mktemp("scripted"))
-    await stack.gateway("--max-body-mb", "1")
-    await stack.worker("--model-names", "echo", module="tests.e2e.scripted_worker")
-    await stack.models("echo")
-    yield stack
-    stack.close()
-    server.kill()
+
+    async def start(stack: Stack) -> None:
+        await stack.gateway("--max-body-mb", "1")
+        await stack.worker("--model-names", "echo", module="tests.e2e.scripted_worker")
+        await stack.models("echo")
+
+    with started(tmp_path_factory, start) as stack:
+        yield stack
 
 
 @pytest.fixture

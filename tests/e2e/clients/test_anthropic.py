@@ -7,7 +7,6 @@ import anthropic
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
-from tests.e2e.clients.conftest import ECHO, KEY
 from tests.e2e.conftest import CHAT
 from tests.processes import Stack
 
@@ -26,8 +25,8 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture
-def client(served: Stack) -> Iterator[Anthropic]:
-    with Anthropic(base_url=served.url, api_key=KEY, max_retries=0) as client:
+def client(model_stack: Stack) -> Iterator[Anthropic]:
+    with Anthropic(base_url=model_stack.url, api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -65,11 +64,7 @@ def test_tokens_are_counted_with_system_and_tools(client: Anthropic) -> None:
     assert client.messages.count_tokens(**counted).input_tokens < tokens
 
 
-async def test_errors_are_the_library_s_own(served: Stack) -> None:
-    hi: dict[str, Any] = {"model": ECHO, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
-    async with AsyncAnthropic(base_url=served.url, api_key="wrong", max_retries=0) as client:
-        with pytest.raises(anthropic.AuthenticationError):
-            await client.messages.create(**hi)
-    async with AsyncAnthropic(base_url=served.url, auth_token=KEY, max_retries=0) as client:
+async def test_a_conversation_that_is_too_long_is_the_library_s_own_error(model_stack: Stack) -> None:
+    async with AsyncAnthropic(base_url=model_stack.url, auth_token="none", max_retries=0) as client:
         with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
-            await client.messages.create(**hi | {"messages": [{"role": "user", "content": "word " * 9000}]})
+            await client.messages.create(**ASKED | {"messages": [{"role": "user", "content": "word " * 900}]})

@@ -1,18 +1,17 @@
 """pydantic-ai: agents whose answers are of a type."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 import pytest
-from openai import AsyncOpenAI
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.e2e.clients.conftest import ECHO, KEY, SCRIPTED
-from tests.e2e.conftest import CHAT
+from tests.e2e.conftest import CHAT, sdk
 from tests.processes import Stack
 
 pytestmark = pytest.mark.model
@@ -22,31 +21,56 @@ class Place(BaseModel):
     city: Literal["Rome", "Oslo"]
 
 
+Serve = Callable[[Stack, str], OpenAIChatModel]
+
+
 @pytest.fixture
-async def model(served: Stack) -> AsyncIterator[Any]:
-    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0) as client:
-        provider = OpenAIProvider(openai_client=client)
-        settings = OpenAIChatModelSettings(temperature=0, max_tokens=60, parallel_tool_calls=False)
-        yield lambda name: OpenAIChatModel(name, provider=provider, settings=settings)
+async def served_by() -> AsyncIterator[Serve]:
+    """Makes the agent's model of one that a stack serves."""
+    async with AsyncExitStack() as clients:
+
+        def serve(stack: Stack, name: str) -> OpenAIChatModel:
+            client = sdk(stack)
+            clients.push_async_callback(client.close)
+            settings = OpenAIChatModelSettings(temperature=0, max_tokens=60, parallel_tool_calls=False)
+            return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=client), settings=settings)
+
+        yield serve
+
+
+@pytest.fixture
+def small(served_by: Serve, model_stack: Stack) -> OpenAIChatModel:
+    return served_by(model_stack, CHAT)
+
+
+@pytest.fixture
+def obedient(served_by: Serve, scripted: Stack) -> OpenAIChatModel:
+    """Says what the last message tells it to."""
+    return served_by(scripted, "echo")
+
+
+@pytest.fixture
+def echo(served_by: Serve, echo_stack: Stack) -> OpenAIChatModel:
+    return served_by(echo_stack, "echo")
 
 
 @pytest.mark.parametrize("output", [ToolOutput(Place), NativeOutput(Place)], ids=["tool", "native"])
-async def test_an_answer_is_of_its_type(model: Any, output: Any) -> None:
-    agent = Agent(model(CHAT), output_type=output)
+async def test_an_answer_is_of_its_type(small: OpenAIChatModel, output: Any) -> None:
+    agent = Agent(small, output_type=output)
     result = await agent.run("Where is the Colosseum?")
     assert isinstance(result.output, Place)
 
 
-async def test_a_stream_grows_to_the_answer(model: Any) -> None:
-    agent = Agent(model(CHAT), output_type=NativeOutput(Place))
+async def test_a_stream_grows_to_the_answer(small: OpenAIChatModel) -> None:
+    agent = Agent(small, output_type=NativeOutput(Place))
     async with agent.run_stream("Where is the Colosseum?") as run:
         grown = [partial async for partial in run.stream_output(debounce_by=None)]
     assert isinstance(grown[-1], Place)
 
 
-async def test_a_tool_is_called_and_answered(model: Any) -> None:
+async def test_a_tool_is_called_and_answered(obedient: OpenAIChatModel) -> None:
     """The scripted model says what the last message tells it to: after the call that is the tool's result."""
-    agent = Agent(model(SCRIPTED))
+    agent = Agent(obedient)
 
     @agent.tool_plain
     def weather(city: str) -> str:
@@ -65,15 +89,15 @@ async def test_a_tool_is_called_and_answered(model: Any) -> None:
     assert [part.part_kind for part in whole.all_messages()[1].parts] == ["thinking", "tool-call"]
 
 
-async def test_a_prompted_answer_is_an_object(model: Any) -> None:
+async def test_a_prompted_answer_is_an_object(obedient: OpenAIChatModel) -> None:
     """Asked for in words, with JSON mode: what is in the object is the model's wit, so the scripted one has it."""
-    agent = Agent(model(SCRIPTED), output_type=PromptedOutput(Place))
+    agent = Agent(obedient, output_type=PromptedOutput(Place))
     result = await agent.run(json.dumps([{"text": '{"city": '}, {"text": '"Oslo"}'}]))
     assert result.output == Place(city="Oslo")
 
 
-async def test_text_comes_whole_and_streamed(model: Any) -> None:
-    agent = Agent(model(ECHO), model_settings={"max_tokens": 3})
+async def test_text_comes_whole_and_streamed(echo: OpenAIChatModel) -> None:
+    agent = Agent(echo, model_settings={"max_tokens": 3})
     assert (await agent.run("one two")).output == "one two one"
     async with agent.run_stream("one two") as run:
         pieces = [piece async for piece in run.stream_text(delta=True, debounce_by=None)]
@@ -81,8 +105,8 @@ async def test_text_comes_whole_and_streamed(model: Any) -> None:
     assert run.usage.output_tokens == 3
 
 
-@pytest.mark.parametrize(("name", "prompt", "status"), [("nobody", "hi", 404), (ECHO, "word " * 9000, 400)])
-async def test_errors_carry_their_status(model: Any, name: str, prompt: str, status: int) -> None:
-    with pytest.raises(ModelHTTPError) as caught:
-        await Agent(model(name)).run(prompt)
-    assert caught.value.status_code == status
+async def test_errors_carry_their_status(served_by: Serve, echo_stack: Stack) -> None:
+    for name, prompt, status in (("nobody", "hi", 404), ("echo", "word " * 9000, 400)):
+        with pytest.raises(ModelHTTPError) as caught:
+            await Agent(served_by(echo_stack, name)).run(prompt)
+        assert caught.value.status_code == status
