@@ -15,11 +15,12 @@ SEED ?=
 QUICK ?=
 ONLY ?=
 
-.PHONY: help install up test check chaos bench clean
+.PHONY: help install up test check clients chaos bench clean
 
 help:
 	@echo "make up [PORT=8000]   install if needed, start Redis, two demo models and the gateway"
 	@echo "make test             install if needed, then every check and test"
+	@echo "make clients          the gateway under other people's clients (LangChain, LiteLLM, node's openai and ai, ...)"
 	@echo "make chaos            break everything under load [REQUESTS=5000 SEED=7]; fails if anything accepted is lost"
 	@echo "make bench            measure the bus beside FastChat, LiteLLM and no bus [QUICK=1 ONLY=tokenbus,floor]"
 	@echo "make install          only make .venv with everything in it"
@@ -40,8 +41,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 # Two at a time: most tests wait. A file stays together, since its tests share their servers.
-test: check $(VENV)/installed-clients
+test: check
 	@exec $(BIN)/pytest -n 2 --dist loadfile
+
+clients: $(VENV)/installed-clients
+	@exec $(BIN)/pytest -n 2 --dist loadfile tests/e2e/clients
 
 chaos: $(VENV)/installed-dev
 	@exec $(BIN)/python -m tests.fault.chaos --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
