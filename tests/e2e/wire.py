@@ -108,6 +108,22 @@ class Streamed:
         choices = self.choices(index)
         return "".join(choice["text"] if "text" in choice else choice["delta"].get("content", "") for choice in choices)
 
+    def reasoning(self, index: int = 0) -> str:
+        return "".join(choice["delta"].get("reasoning_content", "") for choice in self.choices(index))
+
+    def calls(self, index: int = 0) -> list[tuple[str, str]]:
+        """Names and arguments; ids, types and names have come once."""
+        calls: list[tuple[str, str]] = []
+        for choice in self.choices(index):
+            for piece in choice["delta"].get("tool_calls", ()):
+                is_first = piece["index"] == len(calls)
+                assert is_first == ("id" in piece) == ("type" in piece) == ("name" in piece["function"])
+                if is_first:
+                    calls.append((piece["function"]["name"], ""))
+                name, arguments = calls[-1]
+                calls[-1] = (name, arguments + piece["function"]["arguments"])
+        return calls
+
     @property
     def finish_reasons(self) -> list[str]:
         return [choice["finish_reason"] for choice in self.choices() if choice["finish_reason"]]

@@ -14,7 +14,7 @@ from shared.keys import Keys
 from tests.conftest import RedisServer, wait_until
 from tests.e2e.conftest import CHAT, chat_weights, server_in
 from tests.e2e.wire import Connection
-from tests.fault.replies import Reply, all_replies, ask, straddling_stop
+from tests.fault.replies import ONCE_UPON_A_TIME, Reply, all_replies, ask, straddling_stop
 from tests.fault.streams import Progress, metric, redelivered, rows
 from tests.fault.wiretap import Wiretap
 from tests.link import Link
@@ -22,8 +22,11 @@ from tests.processes import Process, Stack
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 
-FLAGS = ("--model-path", chat_weights(), "--model-names", CHAT, "--max-model-len", "512", "--threads", "1")
-DISTURB_BETWEEN = (30, 120)  # chunks, of the 400 or so that all streams make
+FLAGS = (
+    *("--model-path", chat_weights(), "--model-names", CHAT, "--max-model-len", "512", "--threads", "1"),
+    *("--reasoning-parser", "think"),
+)
+DISTURB_BETWEEN = (180, 420)  # chunks, of the 600 or so that all streams make
 
 
 class World:
@@ -176,13 +179,14 @@ async def test_every_reply_equals_the_undisturbed_one(world: World, fault: Calla
     assert_equal(running.result(), world.undisturbed)
     if reason := FAULTS[fault]:
         assert await redelivered(world.stack, reason=reason) > of_reason
-    print(f"after {moment} chunks: {await redelivered(world.stack) - before:.0f} re-issued")
+    print(f"after {moment} chunks: {await redelivered(world.stack) - before:.0f} re-issued, {progress.chunks} in all")
     await wait_until(lambda: is_empty(world), description="nothing is left in the streams")
 
 
 def assert_equal(replies: dict[str, Reply], undisturbed: dict[str, Reply]) -> None:
     for name, expected in undisturbed.items():
         assert replies[name] == expected, name
+        assert replies[name].is_scored_as(expected), name
 
 
 async def test_the_undisturbed_replies_are_worth_comparing(world: World) -> None:
@@ -192,9 +196,22 @@ async def test_the_undisturbed_replies_are_worth_comparing(world: World) -> None
     assert len(set(replies["choices"].texts)) == 3
     assert replies["greedy"].texts != replies["seeded"].texts
     assert any(ord(letter) > 127 for letter in replies["unicode"].texts[0])
+    assert replies["at least"].finish_reasons == [["stop"]]
+    assert '"title"' in replies["schema"].texts[0]
+    assert [name for name, _ in replies["call"].calls[0]] == ["write_letter"]
+    assert len(replies["call"].calls[0][0][1]) > 60
+    assert len(replies["thoughts"].thoughts[0]) > 20
+    assert replies["thoughts"].texts[0]
     for name, reply in replies.items():
         assert reply.usage is not None
         assert reply.usage["completion_tokens"] >= 20, name
+        scored = [one for some in reply.logprobs for one in some]
+        if scored:
+            of_prompt = len(ONCE_UPON_A_TIME) if name == "ids" else 0
+            assert len(scored) == reply.usage["completion_tokens"] + of_prompt, name
+    assert {name for name, reply in replies.items() if any(reply.logprobs)} == {
+        *("seeded", "stop", "choices", "ids", "whole", "schema", "call", "thoughts")
+    }
     choices = replies["choices"].usage
     assert choices is not None
     assert choices["prompt_tokens"] < 50  # not three times that

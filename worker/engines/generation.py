@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import accumulate
 
 import torch
+from llguidance import LLTokenizer
 from torch import Tensor
 
 from shared.errors import EngineFailed, TokenbusError
@@ -18,7 +19,7 @@ from shared.messages import TokenLogprob
 from worker.engines.base import EngineInfo, EngineRequest, Output
 from worker.engines.checkpoint import Checkpoint
 from worker.engines.detokenizer import special_ids
-from worker.engines.grammar import Grammars
+from worker.engines.grammar import Grammars, bytes_of_tokens
 from worker.engines.logprobs import Pieces, Scores
 from worker.engines.options import EngineOptions
 from worker.engines.packed_model import PackedModel
@@ -79,13 +80,19 @@ class GenerationStepper:
             resumable=True,
         )
 
+    # Made when they are first needed, which is while a request is prepared.
+
+    @cached_property
+    def _bytes_of_tokens(self) -> LLTokenizer:
+        return bytes_of_tokens(self._tokenizer, self._model.vocabulary, self._limits.eos_ids)
+
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._tokenizer, self._model.vocabulary, self._limits.eos_ids)
+        return Grammars(self._bytes_of_tokens)
 
     @cached_property
     def _pieces(self) -> Pieces:
-        return Pieces(self._tokenizer)
+        return Pieces(self._tokenizer, self._bytes_of_tokens)
 
     def prepare(self, request: EngineRequest) -> Sequence | Output:
         if (answer := self._prompts.answer(request)) is not None:
@@ -99,7 +106,7 @@ class GenerationStepper:
         matcher = None if prompt.grammar is None else self._grammars.matcher(prompt.grammar)
         sequence = Sequence(request, prompt, self._limits, self._tokenizer, matcher)
         if sampling.logprobs is not None:
-            text, raw = self._pieces(prompt.ids[0])  # reads the vocabulary here, if nobody asked before
+            text, raw = self._pieces(prompt.ids[0])
             if sequence.scores_prompt:
                 sequence.score_prompt([TokenLogprob(text, None, raw)])
         return sequence

@@ -35,13 +35,18 @@ class Matcher:
         return bool(self.at.is_stopped())
 
 
+def bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int, eos_ids: frozenset[int]) -> LLTokenizer:
+    """What each token stands for; takes 0.2 s and 40 MB for 49,152 of them. vocabulary: of the model's logits, which
+    may have more places than there are tokens."""
+    size = max(vocabulary, tokenizer.get_vocab_size())
+    return LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=sorted(eos_ids) or None)
+
+
 class Grammars:
     """Compiles for one model. `matcher` is called beside the step thread, `constrain` in it."""
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, eos_ids: frozenset[int]) -> None:
-        """vocabulary: of the model's logits, which may have more places than there are tokens."""
-        size = max(vocabulary, tokenizer.get_vocab_size())
-        self._tokens = LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=sorted(eos_ids) or None)
+    def __init__(self, tokens: LLTokenizer) -> None:
+        self._tokens = tokens
         self._executor = LLExecutor(torch.get_num_threads())
         self._words = -(-self._tokens.vocab_size // 32)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()

@@ -18,8 +18,9 @@ LEAST = -9999.0  # for what cannot come at all: JSON has no infinity
 class Pieces:
     """The text of single tokens, with the space that a word begins with; a special token is what it is called."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokens = LLTokenizer(tokenizer.to_str())
+    def __init__(self, tokenizer: Tokenizer, tokens: LLTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = tokens
         self._known: dict[int, tuple[str, list[int] | None]] = {}
 
     def __call__(self, token_id: int) -> tuple[str, list[int] | None]:
@@ -29,7 +30,7 @@ class Pieces:
         return self._known[token_id]
 
     def _read(self, token_id: int) -> tuple[str, list[int] | None]:
-        if token_id >= self._tokens.vocab_size:  # of a place in the logits that is no token
+        if self._tokenizer.id_to_token(token_id) is None:  # of a place in the logits that is no token
             return "", None
         raw = self._tokens.decode_bytes([token_id])
         try:
