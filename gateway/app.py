@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 
 from gateway.anthropic.endpoints import message_endpoints
 from gateway.bodies import Bodies, invalid_query
-from gateway.endpoints import generation_endpoints
+from gateway.endpoints import Accepted, generation_endpoints
 from gateway.front import Front
 from gateway.generate import Generator
 from gateway.hub import Hub
@@ -48,7 +48,6 @@ from shared.messages import ModelRecord, new_process_id
 from shared.queue import DispatchMethod
 
 log = get_logger(__name__)
-Accepted = TypeVar("Accepted")
 
 READY_WITHIN_S = 1.0
 ACCEPTED_WITHIN_S = 5.0  # a Redis that is stopped, or behind a dead link, answers nothing and raises nothing

@@ -35,6 +35,7 @@ from shared.queue import (
 
 log = get_logger(__name__)
 
+CANCELLED = "The response was cancelled."
 STUCK = "The worker was lost and its engine cannot continue a reply."
 
 
@@ -106,7 +107,7 @@ class Hub:
             if inflight.closed or inflight.job.attempt != attempt:
                 continue
             try:
-                if inflight.job.logged is not None and not await self._is_still_to_do(inflight):
+                if inflight.job.is_durable and not await self._is_still_to_do(inflight):
                     continue
                 await self._put_aside(inflight)
                 entry = await self._queue.reissue(inflight.entry or Entry("", ""), inflight.job)
@@ -146,8 +147,7 @@ class Hub:
         jobs, payloads = set_aside(jobs)
         siblings = Siblings(jobs[0].request, len(jobs), len(jobs), payloads)
         opened = [InFlight(job, index, mailbox, siblings) for index, job in enumerate(jobs)]
-        left = jobs[0].deadline / 1000 - time.time()
-        siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, opened)
+        self._end_in_time(opened)
         for inflight in opened:
             inflight.mark("accepted")
             self._jobs[inflight.job.id] = inflight
@@ -183,8 +183,7 @@ class Hub:
         inflight = InFlight(job, 0, recording, siblings, replaced=True)
         for piece in recording.pieces:
             inflight.took(piece)
-        left = max(0.0, job.deadline / 1000 - time.time())
-        siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, [inflight])
+        self._end_in_time([inflight])
         self._metrics.redelivered.labels(job.model, "adopted").inc()
         inflight.mark("adopted", attempt=attempt, tokens=len(inflight.token_ids))
         self._jobs[job.id] = inflight
@@ -192,6 +191,11 @@ class Hub:
             self.fail(inflight, WorkerLost(STUCK))
         else:
             self._to_reissue.put_nowait((inflight, attempt))
+
+    def _end_in_time(self, jobs: Sequence[InFlight]) -> None:
+        """Those of one request."""
+        left = jobs[0].job.deadline / 1000 - time.time()
+        jobs[0].siblings.overdue = asyncio.get_running_loop().call_later(left, self._overdue, jobs)
 
     async def _put_aside(self, inflight: InFlight) -> None:
         if (payloads := inflight.siblings.payloads) is not None:
@@ -230,25 +234,26 @@ class Hub:
     def fail_all(self, error: TokenbusError) -> None:
         """This gateway leaves. Durable jobs run on: another one will answer for them."""
         for inflight in self:
-            if inflight.job.logged is None:
-                self.fail(inflight, error)
-            else:
+            if inflight.job.is_durable:
                 self._close(inflight, settles=False)
                 inflight.mailbox.fail(error)
+            else:
+                self.fail(inflight, error)
 
     def _withdraw(self, inflight: InFlight) -> None:
         """Take the job away wherever it is: in a stream, on its way to a worker, or running. Of a durable job the owner
         key tells which attempt may run; another gateway's may, if this one slept."""
-        job = inflight.job
-        if job.logged is None:
-            self._errands.cancel(job)
-        if inflight.worker:
-            self._errands.abort(inflight.worker, job.id, job.attempt)
+        if not inflight.job.is_durable:
+            self._errands.cancel(inflight.job)
+        self._abort(inflight)
 
-    def _moved(self, inflight: InFlight) -> None:
-        """Another gateway answers for it. Not withdrawn: that would tell of all attempts."""
+    def _abort(self, inflight: InFlight) -> None:
         if inflight.worker:
             self._errands.abort(inflight.worker, inflight.job.id, inflight.job.attempt)
+
+    def _moved(self, inflight: InFlight) -> None:
+        """Another gateway answers for it."""
+        self._abort(inflight)
         inflight.untold = False  # its story goes on there
         self._close(inflight)
         assert isinstance(inflight.mailbox, Recording)
@@ -301,7 +306,7 @@ class Hub:
         if isinstance(event, Withdrawn):
             if inflight is not None:
                 self.cancel([event.job], "a client cancelled it")
-                inflight.mailbox.fail(Cancelled("The response was cancelled."))
+                inflight.mailbox.fail(Cancelled(CANCELLED))
             return
         if inflight is None or not inflight.is_heard(event.attempt, event.worker):
             self._fence(inflight, event)
@@ -405,8 +410,7 @@ class Hub:
     def _next_attempt(self, inflight: InFlight, crashed: bool) -> None:
         """From here on the old attempt is fenced off; its worker is told to stop."""
         job = inflight.job
-        if inflight.worker:
-            self._errands.abort(inflight.worker, job.id, job.attempt)
+        self._abort(inflight)
         inflight.job = msgspec.structs.replace(
             job,
             attempt=job.attempt + 1,

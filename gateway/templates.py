@@ -16,6 +16,11 @@ def event(body: Any) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
+def typed_event(body: dict[str, Any]) -> bytes:
+    """One that is called by its type too."""
+    return b"event: %b\ndata: %b\n\n" % (body["type"].encode(), orjson.dumps(body))
+
+
 class EventTemplate(ABC):
     """The events of one streamed answer, in the order of these methods."""
 

@@ -104,6 +104,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     logged: int | None = None
     v: int = VERSION
 
+    @property
+    def is_durable(self) -> bool:
+        return self.logged is not None
+
 
 class Usage(msgspec.Struct, frozen=True):
     """In tokens. `cached_tokens` of the prompt were not computed again."""

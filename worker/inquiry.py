@@ -30,8 +30,8 @@ class Inquiry:
     async def into(self, new: Sequence[RunningJob]) -> Findings:
         """Of jobs that were just claimed; fetches their payloads where they lie aside."""
         aside = sorted({one.job.request for one in new if isinstance(one.job.payload, int)})
-        gateways = sorted({one.job.gateway for one in new if not one.is_durable})
-        durable = [one for one in new if one.is_durable]
+        gateways = sorted({one.job.gateway for one in new if not one.job.is_durable})
+        durable = [one for one in new if one.job.is_durable]
         found = await self._fetch(aside)
         *replies, has_lease = await self._redis.line.batch(
             [
@@ -47,7 +47,7 @@ class Inquiry:
         void = {one.request_id for one, is_cancelled in zip(new, cancelled, strict=True) if is_cancelled}
         void |= _unpack(new, dict(zip(aside, found, strict=True)))
         void |= {one.request_id for one, owner in zip(durable, owners, strict=True) if not _may_write(one, owner)}
-        orphans = {one.request_id for one in new if not one.is_durable and one.job.gateway not in living}
+        orphans = {one.request_id for one in new if not one.job.is_durable and one.job.gateway not in living}
         return Findings(bool(has_lease), void, orphans)
 
     async def _fetch(self, requests: Sequence[str]) -> list[Any]:

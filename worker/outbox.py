@@ -107,7 +107,7 @@ class Outbox:
         changed, self._changed = self._changed, {}
         for running in changed.values():
             self._frames.setdefault(running.job.gateway, []).extend(running.take_events())
-            if running.is_durable:
+            if running.job.is_durable:
                 self._unlogged[running.request_id] = running
             if running.ended:
                 self._ended.append(running)

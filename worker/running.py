@@ -48,10 +48,6 @@ class RunningJob:
         self.logged = self.job.logged or 0
 
     @property
-    def is_durable(self) -> bool:
-        return self.job.logged is not None
-
-    @property
     def ended(self) -> bool:
         return self.finished is not None or self.error is not None or self.released
 
@@ -67,7 +63,7 @@ class RunningJob:
             self.finished = (output.finish_reason, output.usage, output.stop)
 
     def _gather(self, output: Output) -> None:
-        if self.is_durable or not self.made:
+        if self.job.is_durable or not self.made:
             self.made.append(Progress())
         self.made[-1].add(output)
 
@@ -80,7 +76,7 @@ class RunningJob:
             stream, entry, _ = self.entry
             events.append(Claimed(job=job, attempt=attempt, worker=worker, stream=stream, entry=entry))
         events += map(self._delta, self.made)
-        if self.is_durable:
+        if self.job.is_durable:
             self.unlogged += self.made
         self.made = []
         if self.ended:

@@ -298,7 +298,7 @@ class Session:
             await asyncio.sleep(LEASE_RENEW_S)
             try:
                 await self._pace.look()
-                gateways = {running.job.gateway for running in self._held.values() if not running.is_durable}
+                gateways = {running.job.gateway for running in self._held.values() if not running.job.is_durable}
                 gone = await self._inquiry.without_lease(gateways)
             except BUS_ERRORS as error:
                 log.debug("no look at the gateways: %s", error)
@@ -308,7 +308,9 @@ class Session:
             if not self._patience.is_over:
                 continue
             orphans = [
-                one for one in self._held.values() if one.job.gateway in gone and not one.is_durable and not one.ended
+                one
+                for one in self._held.values()
+                if one.job.gateway in gone and not one.job.is_durable and not one.ended
             ]
             for running in orphans:
                 self._stop_running(running)

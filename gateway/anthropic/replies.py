@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import orjson
-
 from gateway.anthropic.blocks import Content, ContentBlocks, stop_reason
 from gateway.anthropic.errors import error_body
 from gateway.generate import Answer
 from gateway.inflight import Update
 from gateway.replies import WholeReply
-from gateway.templates import EventTemplate
+from gateway.templates import EventTemplate, typed_event
 from shared.errors import TokenbusError
 
 
@@ -76,11 +74,11 @@ class MessageEvents(EventTemplate):
         self._stop: str | None = None
 
     def opening(self) -> bytes:
-        return event({"type": "message_start", "message": self._message})
+        return typed_event({"type": "message_start", "message": self._message})
 
     def update(self, update: Update) -> bytes:
         self._reason, self._stop = update.finish_reason, update.stop
-        return b"".join(map(event, self._blocks.take(update)))
+        return b"".join(map(typed_event, self._blocks.take(update)))
 
     def ending(self, usage: dict[str, Any]) -> bytes:
         delta = {
@@ -88,11 +86,7 @@ class MessageEvents(EventTemplate):
             "stop_sequence": self._stop,
         }
         end = {"type": "message_delta", "delta": delta, "usage": usage_of(usage)}
-        return b"".join(map(event, (*self._blocks.end(), end, {"type": "message_stop"})))
+        return b"".join(map(typed_event, (*self._blocks.end(), end, {"type": "message_stop"})))
 
     def error(self, error: TokenbusError) -> bytes:
-        return event(error_body(error))
-
-
-def event(body: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (body["type"].encode(), orjson.dumps(body))
+        return typed_event(error_body(error))

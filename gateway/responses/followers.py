@@ -51,15 +51,16 @@ class Followers:
         followed = _Followed(recording)
         await self._logs.read((recording.id, followed.log))
         followed.take()
-        if recording.end is None and record.end is None:
-            self._add(followed)
-        elif recording.end is None and record.end is not None:
-            if in_part:
+        if recording.end is None:
+            if record.end is None:
+                self._add(followed)
+            elif in_part:
                 why = "The stream of this response is not kept any more; retrieve it without 'starting_after'."
                 raise InvalidRequest(why, param="starting_after")
-            for piece in pieces_of(record.response["output"]):
-                recording.add(0, piece)
-            recording.ended(record.end)
+            else:
+                for piece in pieces_of(record.response["output"]):
+                    recording.add(0, piece)
+                recording.ended(record.end)
         return recording
 
     async def up_to_date(self, record: Record) -> Record:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.durable import OwnedLogs
-from gateway.hub import Hub
+from gateway.hub import CANCELLED, Hub
 from gateway.recording import Recording
 from gateway.responses.followers import Followers
 from gateway.responses.output import ended
@@ -15,12 +15,10 @@ from shared.durable import DurableLogs, Owned
 from shared.errors import Cancelled, Unreadable
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import End, Frame, Job, Withdrawn, encode
+from shared.messages import Frame, Job, Withdrawn, encode
 from shared.patience import Patience
 
 log = get_logger(__name__)
-
-CANCELLED = End(code=Cancelled.code, message="The response was cancelled.")
 
 
 class Keeper:
@@ -112,7 +110,7 @@ class Keeper:
         """Its client left, and nobody else waits for it. Sync, and harmless after its end."""
         if recording.end is None and recording.is_owned and not recording.has_failed:
             self._hub.cancel([job_of(recording.id)])
-            recording.ended(CANCELLED)
+            recording.fail(Cancelled(CANCELLED))
 
     async def cancel(self, record: Record) -> None:
         """Wherever it runs. Returns once that is stored."""
@@ -124,7 +122,7 @@ class Keeper:
             recording = None if owned is None else self._continued(record, owned)
         if recording is not None:
             self._hub.cancel([job_of(recording.id)])
-            recording.ended(CANCELLED)
+            recording.fail(Cancelled(CANCELLED))
             await recording.released.wait()
 
     async def _owner_cancels(self, record: Record, job: Job) -> bool:

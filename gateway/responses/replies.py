@@ -12,7 +12,7 @@ from gateway.recording import Recording
 from gateway.replies import WholeReply
 from gateway.responses.errors import param_of
 from gateway.responses.output import OutputItems, ended, outcome
-from gateway.templates import EventTemplate
+from gateway.templates import EventTemplate, typed_event
 from shared.errors import ShuttingDown, TokenbusError
 from shared.messages import End
 
@@ -26,6 +26,10 @@ TEXT_DELTA = (
     b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","output_index":%d,"item_id":"%b",'
     b'"content_index":0,"logprobs":[],"delta":'
 )
+
+
+def end_of(update: Update) -> End:
+    return End(reason=update.finish_reason, usage=update.usage, stop=update.stop)
 
 
 class RecordedAnswer(Answer):
@@ -54,7 +58,7 @@ class ResponseReply(WholeReply):
     def collect(self, update: Update) -> None:
         self._pieces.append(update)
         if update.usage is not None:
-            self._end = End(reason=update.finish_reason, usage=update.usage, stop=update.stop)
+            self._end = end_of(update)
 
     def result(self) -> dict[str, Any]:
         return ended(self._response, self._pieces, self._end)
@@ -87,7 +91,7 @@ class ResponseEvents(EventTemplate):
 
     def update(self, update: Update) -> bytes:
         if update.usage is not None:
-            self._end = End(reason=update.finish_reason, usage=update.usage, stop=update.stop)
+            self._end = end_of(update)
         if self._items.take_text(update):
             return self._more_text(update.text) if update.text else b""
         begins = b"" if self._has_begun else self._begin()
@@ -109,7 +113,7 @@ class ResponseEvents(EventTemplate):
     def error(self, error: TokenbusError) -> bytes:
         if isinstance(error, ShuttingDown):  # not the response's end, so it has no number of its own
             told = {"type": "error", "code": error.code, "message": error.message, "param": param_of(error.param)}
-            return _encoded(told | {"sequence_number": self._next - 1})
+            return typed_event(told | {"sequence_number": self._next - 1})
         return self._ending(End(code=error.code, message=error.message, param=error.param))
 
     def _ending(self, end: End) -> bytes:
@@ -124,8 +128,4 @@ class ResponseEvents(EventTemplate):
 
     def _event(self, event: dict[str, Any]) -> bytes:
         number, self._next = self._next, self._next + 1
-        return b"" if number <= self._starting_after else _encoded(event | {"sequence_number": number})
-
-
-def _encoded(event: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
+        return b"" if number <= self._starting_after else typed_event(event | {"sequence_number": number})

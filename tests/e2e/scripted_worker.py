@@ -14,6 +14,15 @@ from worker.engines.base import EngineInfo, EngineRequest, Output
 from worker.engines.options import EngineOptions
 
 MAX_MODEL_LEN = 1000
+# A script with all that a reply may be made of.
+CALLS = [
+    {"reasoning": "where? "},
+    {"reasoning": "Rome", "text": "I'll "},
+    {"text": "look"},
+    {"tool_calls": [{"index": 0, "name": "weather", "arguments": ""}]},
+    {"tool_calls": [{"index": 0, "arguments": '{"city": "Ro'}]},
+    {"tool_calls": [{"index": 0, "arguments": 'me"}'}, {"index": 1, "name": "weather", "arguments": "{}"}]},
+]
 
 
 class ScriptedStepper:

@@ -12,6 +12,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from anthropic.types import Message, MessageParam, ToolParam
 
 from tests.e2e.conftest import CHAT
+from tests.e2e.scripted_worker import CALLS
 from tests.e2e.wire import post
 from tests.processes import Stack
 
@@ -20,14 +21,6 @@ TOOLS: list[ToolParam] = [
     {"name": "weather", "description": "of a city", "input_schema": {"type": "object", "properties": {}}}
 ]
 COLD = {"temperature": 0}  # the library no longer has it
-CALLS = [
-    {"reasoning": "where? "},
-    {"reasoning": "Rome", "text": "I'll "},
-    {"text": "look"},
-    {"tool_calls": [{"index": 0, "name": "weather", "arguments": ""}]},
-    {"tool_calls": [{"index": 0, "arguments": '{"city": "Ro'}]},
-    {"tool_calls": [{"index": 0, "arguments": 'me"}'}, {"index": 1, "name": "weather", "arguments": "{}"}]},
-]
 
 
 @pytest.fixture

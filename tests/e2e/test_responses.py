@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 from openai.types.responses import FunctionToolParam, Response, ResponseFunctionToolCall, ResponseStreamEvent
 
+from tests.e2e.scripted_worker import CALLS
 from tests.e2e.wire import error_of, post
 from tests.processes import Stack
 
@@ -21,14 +22,6 @@ WEATHER: FunctionToolParam = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": None,
 }
-CALLS = [
-    {"reasoning": "where? "},
-    {"reasoning": "Rome", "text": "I'll "},
-    {"text": "look"},
-    {"tool_calls": [{"index": 0, "name": "weather", "arguments": ""}]},
-    {"tool_calls": [{"index": 0, "arguments": '{"city": "Ro'}]},
-    {"tool_calls": [{"index": 0, "arguments": 'me"}'}, {"index": 1, "name": "weather", "arguments": "{}"}]},
-]
 AROUND = ["response.created", "response.in_progress"]
 MESSAGE = ["response.output_item.added", "response.content_part.added"]
 TOLD = ["response.output_text.done", "response.content_part.done", "response.output_item.done"]

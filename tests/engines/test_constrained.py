@@ -54,13 +54,8 @@ def test_the_reply_follows_its_grammar_and_ends_with_it(engine: Stepping, name: 
 
 def test_constrained_and_free_rows_are_the_same_alone_and_in_a_crowd(engine: Stepping) -> None:
     requests = [{"payload": "the quick", **kind} for kind in KINDS.values()] + [{"payload": "a", **RANDOM, "seed": 1}]
-    alone = engine.alone(requests)
-    crowd = []
-    for request in requests:
-        crowd.append(engine.submit(**request))
-        engine.step(2)
-    engine.finish()
-    assert [engine.answers[one].token_ids for one in crowd] == [answer.token_ids for answer in alone]
+    alone, crowd = engine.alone(requests), engine.crowd(requests)
+    assert [answer.token_ids for answer in crowd] == [answer.token_ids for answer in alone]
 
 
 @pytest.mark.parametrize("name", ["greedy", "seeded", "choice"])

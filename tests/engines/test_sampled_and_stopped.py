@@ -23,15 +23,9 @@ REQUESTS: list[dict[str, Any]] = [
 
 
 def test_a_seeded_answer_is_the_same_alone_and_in_a_crowd(engine: Stepping) -> None:
-    alone = engine.alone(REQUESTS)
-    crowd = []
-    for request in REQUESTS:
-        crowd.append(engine.submit(**request))
-        engine.step(2)
-    engine.finish()
-    for expected, request_id in zip(alone, crowd, strict=True):
-        assert engine.answers[request_id].token_ids == expected.token_ids
-        assert engine.answers[request_id].text == expected.text
+    for expected, answer in zip(engine.alone(REQUESTS), engine.crowd(REQUESTS), strict=True):
+        assert answer.token_ids == expected.token_ids
+        assert answer.text == expected.text
 
 
 def test_other_seeds_and_other_choices_give_other_answers(engine: Stepping) -> None:

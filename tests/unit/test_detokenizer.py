@@ -3,9 +3,10 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
+from tests.unit.byte_level import trained
 from worker.engines.detokenizer import Detokenizer, special_ids
 
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve café ½ – the end\n"
@@ -13,15 +14,7 @@ TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve café ½ – the end\n"
 
 @pytest.fixture(scope="module")
 def byte_level() -> Tokenizer:
-    bpe = Tokenizer(BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=280, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(["the end of the cafe"], trainer)
-    return bpe
+    return trained("the end of the cafe", ["<|end|>"], 280)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import itertools
 import re
 
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
 from shared.messages import Progress, Resume, ToolCallDelta
+from tests.unit.byte_level import trained
 from worker.engines.detokenizer import Detokenizer, special_ids
 from worker.engines.reply import Reply, Unsent
 from worker.engines.text import StopMatcher
@@ -54,16 +54,7 @@ TEXT = "<think>the cat<end>so: {look:the hat}{run:}{sit:mat} and that"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    bpe = Tokenizer(BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<think>", "<end>", "<pad>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(["the cat and that hat, so the mat look"], trainer)
-    return bpe
+    return trained("the cat and that hat, so the mat look", ["<think>", "<end>", "<pad>"], 300)
 
 
 def reply_of(tokenizer: Tokenizer, resume: Resume | None, stops: tuple[str, ...] = ()) -> Reply:
