@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.inflight import Mailbox, Update
 from shared.errors import ShuttingDown, TokenbusError
-from shared.messages import Delta, End, FinishReason, Progress, Usage
+from shared.messages import Delta, End, FinishReason, Job, Progress, Usage
 
 
 class Recording(Mailbox):
@@ -21,12 +21,14 @@ class Recording(Mailbox):
         items: list[dict[str, Any]],
         on_end: "Callable[[Recording], None]",
         on_move: "Callable[[Recording], None]",
+        job: Job | None = None,
     ) -> None:
-        """response: as it was at the beginning; items: its input."""
+        """response: as it was at the beginning; items: its input; job: what makes it, as it was stored with it."""
         super().__init__()
         self.id: str = response["id"]
         self.response = response
         self.items = items
+        self.job = job
         self.pieces: list[Update] = []
         self.end: End | None = None
         self.is_owned = True  # by this gateway

@@ -2,7 +2,10 @@
 
 Its owner key says which gateway answers for it and which attempt alone may write; its log is what was made of it, in
 pieces: one for each step of its worker, so that whoever reads it makes the same events of it, with the same numbers.
-The worker writes the log; the owner adds what a dead one did not get to write.
+The worker writes the log; the owner adds what a dead one did not get to write. The id of an entry is PIECES-0, how
+many there are up to its end, or PIECES-1 if it holds the end: a log that Redis lost, wholly or in part, is written
+again under the same ids, and who reads on from the last one that it knows gets what it lacks, whatever the clocks
+say.
 """
 
 import time
@@ -38,14 +41,14 @@ class Log:
         """More entries, as Redis gives them: [id, [field, value, ...]]. What cannot be read is the end: a failure."""
         for entry, fields in rows:
             try:
-                self._read(dict(zip(fields[::2], fields[1::2], strict=False)))
+                self._read(int(entry.partition(b"-")[0]), dict(zip(fields[::2], fields[1::2], strict=False)))
             except (msgspec.MsgspecError, KeyError, ValueError):
                 self.end = End(code=Unreadable.code, message="What was stored of this response cannot be read.")
             self.last = entry.decode()
 
-    def _read(self, values: dict[bytes, bytes]) -> None:
+    def _read(self, after: int, values: dict[bytes, bytes]) -> None:
         """An entry may repeat pieces: after Redis has lost some, its owner writes them again."""
-        made, after = decode_pieces(values[b"made"]), int(values[b"next"])
+        made = decode_pieces(values[b"made"])
         known = self.pieces - (after - len(made))
         if known < 0:
             raise ValueError("pieces are missing")
@@ -71,10 +74,10 @@ class DurableLogs:
         self._own, self._append = script("own"), script("append")
 
     def began(self, job: Job) -> list[Command]:
-        """Makes the job's gateway the owner of its request."""
+        """Makes the job's gateway the owner of its request, if nobody is: Redis may have lost that it was."""
         owner, owned = self._keys.owner(job.request), self._keys.owned(job.gateway)
         return [
-            ("SET", owner, f"{job.attempt} {job.gateway}", "PXAT", job.deadline + LOG_TTL_MS),
+            ("SET", owner, f"{job.attempt} {job.gateway}", "NX", "PXAT", job.deadline + LOG_TTL_MS),
             ("SADD", owned, job.request),
             ("SADD", self._keys.owners(), job.gateway),
         ]

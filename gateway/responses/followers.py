@@ -20,6 +20,7 @@ class _Followed:
     recording: Recording
     log: Log = field(default_factory=Log)
     looks: int = 0  # without news
+    is_missing: bool = False  # at the last look there was no record of it
 
     def take(self) -> None:
         """What was read goes to the recording, as far as it does not have it."""
@@ -113,8 +114,9 @@ class Followers:
 
     async def _ask_record(self, one: _Followed) -> None:
         is_there, has_ended = await self._records.state(one.recording.id)
-        if not is_there:
+        if not is_there and one.is_missing:  # a Redis that came back empty gets it again from its owner
             one.recording.fail(NotFound("The response was deleted."))
-        elif has_ended:
+        one.is_missing = not is_there
+        if has_ended:
             why = "The rest of this stream is lost; retrieve the response without 'stream'."
             one.recording.fail(TokenbusError(why))

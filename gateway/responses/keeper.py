@@ -36,6 +36,7 @@ class Keeper:
         self._owned = OwnedLogs(redis, keys, hub.id)
         self._patience = Patience()
         self._patience.missed()
+        self._subscriptions = 1  # of the hub, when all that is open was in Redis
         self._open: dict[str, Recording] = {}
         self._to_store: asyncio.Queue[Recording | str] = asyncio.Queue()  # by its id: to be forgotten
 
@@ -44,15 +45,15 @@ class Keeper:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self.STORING):
                 tasks.create_task(self._store_ended(), name="store")
-            tasks.create_task(self._look_for_orphans(), name="orphans")
+            tasks.create_task(self._look(), name="look")
 
     async def open(self, job: Job, response: dict[str, Any], items: list[dict[str, Any]]) -> Recording:
         """Stores what is needed to go on with the job elsewhere."""
         await self._records.create(job, response, items)
-        return self._recording(Record(response, items))
+        return self._recording(Record(response, items, job=job))
 
     def _recording(self, record: Record) -> Recording:
-        recording = Recording(record.response, record.items, self._ended, self._moved)
+        recording = Recording(record.response, record.items, self._ended, self._moved, record.job)
         self._open[recording.id] = recording
         return recording
 
@@ -149,17 +150,31 @@ class Keeper:
             await self.cancel(record)
             await self._take_back(id)
 
-    # -- adoption -------------------------------------------------------------------------------------------------
-
-    async def _look_for_orphans(self) -> None:
+    async def _look(self) -> None:
         while True:
             await asyncio.sleep(self.EVERY_S)
             try:
+                await self._restore()
                 for gateway in await self._dead_owners():
                     await self._inherit(gateway)
             except BUS_ERRORS as error:
-                log.debug("no look at the owners of responses: %s", error)
+                log.debug("no look at the stored responses: %s", error)
                 self._patience.missed()
+
+    # -- lost with Redis ------------------------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        """After a lost connection: Redis may have come back without the responses that run here."""
+        subscriptions = self._hub.subscriptions
+        if subscriptions == self._subscriptions:
+            return
+        for recording in list(self._open.values()):
+            is_there, _ = await self._records.state(recording.id)
+            if not is_there and recording.end is None and recording.job is not None:
+                await self._records.create(recording.job, recording.response, recording.items)
+        self._subscriptions = subscriptions
+
+    # -- adoption -------------------------------------------------------------------------------------------------
 
     async def _dead_owners(self) -> list[str]:
         owners = [

@@ -37,13 +37,13 @@ class Records:
         self._keys = keys
         self._ttl_ms = ttl_ms
         self._logs = DurableLogs(redis, keys)
-        self._finish = script("finish")
+        self._create, self._finish = script("create"), script("finish")
 
     async def create(self, job: Job, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
-        """Before the job is queued: who claims it writes its log."""
-        key = self._keys.response(job.request)
-        record = ("HSET", key, "response", orjson.dumps(response), "items", orjson.dumps(items), "job", encode(job))
-        await self._send([record, ("PEXPIRE", key, self._ttl_ms), *self._logs.began(job)])
+        """Before the job is queued: who claims it writes its log. What is there already stays as it is."""
+        record = (orjson.dumps(response), orjson.dumps(items), encode(job), self._ttl_ms)
+        create = ("EVAL", self._create.source, 1, self._keys.response(job.request), *record)
+        await self._send([create, *self._logs.began(job)])
 
     async def load(self, id: str) -> Record | None:
         """Raises Unreadable."""

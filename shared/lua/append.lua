@@ -4,15 +4,13 @@
 -- ARGV  1 attempt, 2 pieces before these, 3 pieces after them, 4 the pieces, 5 the end or '', 6 ms that the log is kept
 if string.match(redis.call('GET', KEYS[1]) or '', '^%d+') ~= ARGV[1] then return 0 end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-local written, ended = '0', false
-if last then written, ended = last[2][2], last[2][5] ~= nil end
-if last and written == ARGV[3] and ended == (ARGV[5] ~= '') then return 1 end
-if ended or written ~= ARGV[2] then return 0 end
-local fields = {'next', ARGV[3], 'made', ARGV[4]}
-if ARGV[5] ~= '' then
-  table.insert(fields, 'end')
-  table.insert(fields, ARGV[5])
+local entry = ARGV[3] .. (ARGV[5] == '' and '-0' or '-1')
+if last and last[1] == entry then return 1 end
+if (last and last[1] or '0-0') ~= ARGV[2] .. '-0' then return 0 end
+if ARGV[5] == '' then
+  redis.call('XADD', KEYS[2], entry, 'made', ARGV[4])
+else
+  redis.call('XADD', KEYS[2], entry, 'made', ARGV[4], 'end', ARGV[5])
 end
-redis.call('XADD', KEYS[2], '*', unpack(fields))
 redis.call('PEXPIRE', KEYS[2], ARGV[6])
 return 1

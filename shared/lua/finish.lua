@@ -9,10 +9,11 @@ redis.call('HSET', KEYS[1], 'response', ARGV[2], 'end', ARGV[4])
 redis.call('HDEL', KEYS[1], 'job')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
-if (last and last[2][2] or '0') ~= ARGV[6] then
+local pieces, ended = string.match(last and last[1] or '0-0', '^(%d+)-(%d+)$')
+if pieces ~= ARGV[6] then
   redis.call('UNLINK', KEYS[3])
-elseif not last or last[2][5] == nil then
-  redis.call('XADD', KEYS[3], '*', 'next', ARGV[6], 'made', '[]', 'end', ARGV[4])
+elseif ended == '0' then
+  redis.call('XADD', KEYS[3], pieces .. '-1', 'made', '[]', 'end', ARGV[4])
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[5])
 return 1

@@ -93,8 +93,11 @@ async def test_who_comes_back_gets_in_before_who_only_comes(stack: Stack) -> Non
     assert crowd.got_in[2] >= 0.9 * later, crowd.got_in
 
 
+LONG = ("--max-model-len", "20000")  # the echo engine takes 128 characters a token
+
+
 def large(number: int, size: int = 2**20) -> dict[str, Any]:
-    """A request of `size` bytes and few tokens."""
+    """A request of `size` bytes and few tokens, for a worker that is `LONG`."""
     body = chat(f"a{number} b", max_tokens=20)
     body["messages"].insert(0, {"role": "system", "content": "x" * size})
     return body
@@ -118,7 +121,7 @@ async def test_redis_is_never_filled_to_the_brim(tight_stack: Stack) -> None:
     with redis.Redis.from_url(stack.redis_url) as bus:
         bus.config_set("maxmemory-policy", "noeviction")
         flags = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "4")
-        await stack.worker(*flags)
+        await stack.worker(*flags, *LONG)
         await stack.models("echo")
         (before,) = await stack.registry()
         answers = await flood(stack, 80)
@@ -154,11 +157,11 @@ async def admits(stack: Stack) -> bool:
 
 async def test_the_bodies_of_all_open_requests_are_bounded_together(stack: Stack) -> None:
     await stack.gateway("--max-body-mb", "2", "--max-bodies-mb", "3")
-    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20")
+    await stack.worker("--model-names", "echo", "--echo-interval-ms", "20", *LONG)
     await stack.models("echo")
     held = [await Connection.open(stack) for _ in range(2)]
     await held[0].send({**large(0), "max_tokens": 8000, "stream": True})  # is answered
-    await held[0].until(b"content")
+    await held[0].until(b'"content"')
     half = json.dumps(large(1)).encode()[: 2**20]
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**20 + 1000}\r\n\r\n"
     held[1].writer.write(head.encode() + half)  # is being read

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import redis
 from openai.types.responses import ResponseStreamEvent
 
 from shared.messages import encode
-from tests.conftest import wait_until
+from tests.conftest import RedisServer, wait_until
 from tests.fault.streams import rows
 from tests.fault.test_durable import FLAGS, KEYS, TOKENS, WORDS, Client, _closed, asked, cycle, sdk, until_ended
 from tests.integration.bus import make_job
@@ -70,7 +71,7 @@ async def test_a_record_that_nobody_can_read_is_left_alone(stack: Stack, bus: re
     assert (refused.status_code, refused.json()["error"]["code"]) == (500, "unreadable")
 
 
-@pytest.mark.parametrize("entry", [{"made": "junk", "next": "1"}, {"made": "[]", "next": "x"}, {"newer": "x"}])
+@pytest.mark.parametrize("entry", [{"made": "junk"}, {"made": "[]"}, {"newer": "x"}])
 async def test_a_log_that_nobody_can_read_ends_its_response(
     stack: Stack, bus: redis.Redis, entry: dict[Any, Any]
 ) -> None:
@@ -94,32 +95,59 @@ async def test_a_follower_is_told_that_a_log_cannot_be_read(stack: Stack, second
     client.begin(stack, 5, background=True)
     events = iter(sdk(second).responses.retrieve(client.id, stream=True))
     next(events)
-    bus.xadd(KEYS.log(client.id), {"made": "junk", "next": "1"})
+    bus.xadd(KEYS.log(client.id), {"made": "junk"})
     (*_, last) = events
     assert last.type == "response.failed"
     assert (await until_ended(second, client.id)).status == "failed"
     assert not gateway.ended, gateway.said()
 
 
-async def test_a_log_that_was_written_again_is_not_told_twice(own_stack: Stack, own_redis: Any, tmp_path: Path) -> None:
-    """By another gateway, as Redis comes back empty."""
+@pytest.fixture
+def far_away(own_stack: Stack, tmp_path: Path) -> Iterator[Stack]:
+    """Another gateway over the same Redis."""
     (tmp_path / "far").mkdir()
-    far_away = Stack(own_stack.redis_url, tmp_path / "far")
-    try:
-        await own_stack.gateway()
-        await far_away.gateway()
-        await own_stack.worker(*FLAGS)
-        await rows(own_stack, 1)
-        client, far = Client(), Client()
-        client.begin(own_stack, 5, background=True)
-        events = iter(sdk(far_away).responses.retrieve(client.id, stream=True))
-        far.read(events, 57)
-        own_redis.kill()
-        own_redis.start()
-        far.read(events)
-        far.check(own_stack)
-    finally:
-        far_away.close()
+    stack = Stack(own_stack.redis_url, tmp_path / "far")
+    yield stack
+    stack.close()
+
+
+async def test_a_log_that_was_written_again_is_not_told_twice(
+    own_stack: Stack, far_away: Stack, own_redis: RedisServer
+) -> None:
+    """By another gateway, as Redis comes back empty."""
+    await own_stack.gateway()
+    await far_away.gateway()
+    await own_stack.worker(*FLAGS)
+    await rows(own_stack, 1)
+    client, far = Client(), Client()
+    client.begin(own_stack, 5, background=True)
+    events = iter(sdk(far_away).responses.retrieve(client.id, stream=True))
+    far.read(events, 57)
+    own_redis.kill()
+    own_redis.start()
+    far.read(events)
+    far.check(own_stack)
+
+
+async def test_what_redis_lost_outlives_its_gateway_too(
+    own_stack: Stack, far_away: Stack, own_redis: RedisServer
+) -> None:
+    gateway = await own_stack.gateway()
+    await far_away.gateway()
+    await own_stack.worker(*FLAGS)
+    await rows(own_stack, 1)
+    client = Client()
+    client.begin(own_stack, 5, background=True)
+    own_redis.kill()
+    own_redis.start()
+    with redis.Redis(port=own_redis.port) as bus:
+        await wait_until(
+            lambda: bus.exists(KEYS.response(client.id)) and bus.xlen(KEYS.log(client.id)) > 1,
+            description="it is stored again",
+        )
+    gateway.kill()
+    client.go_on(far_away)
+    client.check(far_away)
 
 
 async def test_a_gateway_that_slept_cancels_nothing_that_another_one_runs(

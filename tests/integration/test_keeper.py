@@ -15,6 +15,7 @@ from gateway.responses.followers import Followers
 from gateway.responses.keeper import CANCELLED, Keeper
 from gateway.responses.records import Record, Records
 from shared.durable import DurableLogs, Log
+from shared.errors import Cancelled
 from shared.keys import Keys
 from shared.messages import End, Job, Progress, Usage
 from tests.conftest import wait_until
@@ -117,7 +118,7 @@ async def test_a_worker_that_ended_before_it_was_cancelled_counts(bus: Bus) -> N
     """Whoever reads the log is told the same as who asks for the response."""
     recording = await bus.keeper.open(job(), RESPONSE, [])
     await bus.append(0, [PIECE], DONE)
-    recording.ended(CANCELLED)
+    recording.fail(Cancelled(CANCELLED))
     record = await bus.stored()
     assert (record.end, record.response["status"]) == (DONE, "completed")
     assert (await bus.log()).end == DONE
@@ -156,7 +157,7 @@ async def test_a_log_that_lacks_pieces_does_not_tell_of_an_end(bus: Bus) -> None
 
 
 async def test_a_log_with_a_hole_is_unreadable(bus: Bus, keys: Keys, client: Any) -> None:
-    await client.xadd(keys.log(ID), {"next": 2, "made": orjson.dumps([{"text": "b"}])})
+    await client.xadd(keys.log(ID), {"made": orjson.dumps([{"text": "b"}])}, id="2-0")
     await client.pexpire(keys.log(ID), 60_000)
     log = await bus.log()
     assert log.end is not None
