@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,7 @@ from starlette.routing import Match, Route
 from gateway.anthropic.endpoints import message_endpoints
 from gateway.asked import Asked
 from gateway.bodies import Bodies, Body
+from gateway.description.document import describe
 from gateway.endpoints import generation_endpoints
 from gateway.front import Front
 from gateway.generate import Answer, Generator
@@ -169,6 +171,7 @@ def create_app(
     _add_models(app, gateway)
     for path, endpoint in endpoints.items():
         app.router.routes.append(endpoint.route(path))
+    app.openapi = cache(partial(describe, app, keyed=bool(api_keys)))  # type: ignore[method-assign]
     return Front(app, endpoints, api_keys=api_keys, allowed_origins=allowed_origins)
 
 
@@ -185,7 +188,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
             return json_response({"status": "ok"})
         return error_response(BusUnavailable("The message bus is unavailable.", retry_after=2))
 
-    @app.get("/version")
+    @app.get("/version", summary="The server's version")
     async def version() -> Response:
         return json_response({"version": __version__})
 
@@ -211,7 +214,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         data = [describe(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
         return json_response({"object": "list", "data": data})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", summary="A name that somebody alive serves")
     async def model(name: str) -> Response:
         snapshot = await gateway.directory.look()
         if not snapshot.is_live(name):

@@ -11,6 +11,7 @@ from gateway.anthropic.turns import Texts, Turn, check_blocks, conversation
 from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, Stops, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, FunctionName
 from gateway.schemas.converted import chat_request
+from gateway.schemas.rules import FILLED, Rule, given, needs
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 MODES = {"auto": "auto", "any": "required", "none": "none"}
@@ -100,6 +101,12 @@ class CountTokensRequest(Request):
         "user": (),
         "user_profile_id": (),
     }
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        needs(
+            "tool_choice", given("tools", FILLED), {"properties": {"type": {"enum": ["any", "tool"]}}, "type": "object"}
+        ),
+    )
 
     messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     system: str | Texts | None = None

@@ -125,7 +125,7 @@ def test_every_role_is_understood_by_a_real_template(model_stack: Stack, role: s
 @pytest.mark.parametrize(
     "ignored",
     [{"tools": [{"type": "function", "function": {"name": "f"}}]}, {"response_format": {"type": "json_object"}},
-     {"logit_bias": {"5": 5}}, {"logprobs": True}],
+     {"logit_bias": {"5": 5}}, {"stop_token_ids": [5]}],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
 def test_nothing_is_silently_ignored(echo_stack: Stack, ignored: dict[str, object]) -> None:

@@ -168,9 +168,10 @@ class EchoStepper:
 
 def _refuse_what_it_cannot(request: EngineRequest) -> None:
     sampling, payload = request.sampling, request.payload
+    form = "response_format" if request.kind == "chat" else "structured_outputs"  # chats may say it in either
     asked = {
         "logit_bias": sampling.logit_bias,
-        "structured_outputs": sampling.structured,
+        form: sampling.structured,
         "stop_token_ids": sampling.stop_token_ids,
         "tools": payload.get("tools"),
         "tool_choice": payload.get("tool_choice", {}).get("mode") == "required",
@@ -178,7 +179,8 @@ def _refuse_what_it_cannot(request: EngineRequest) -> None:
     }
     for param, value in asked.items():
         if value:
-            raise UnsupportedParameter(f"The echo engine does not support {param!r}.", param=param)
+            also = ", nor 'structured_outputs'" if param == "response_format" else ""
+            raise UnsupportedParameter(f"The echo engine does not support {param!r}{also}.", param=param)
 
 
 def _texts(payload: Mapping[str, Any]) -> tuple[str, list[str]]:
