@@ -188,6 +188,21 @@ def test_integers_that_are_none_for_the_parser_are_refused(name: str) -> None:
     assert refused(CHAT | {name: 2**64}).param == name
 
 
+def test_a_schema_in_a_text_has_to_be_one() -> None:
+    for text in ("0", "[]", "false", '"x"', "null", "{"):
+        error = refused(CHAT | {"structured_outputs": {"json": text}})
+        assert error.message.startswith("Invalid value for 'structured_outputs.json': it is a string, but not one")
+    for text in ("{}", "true"):
+        parse(json.dumps(CHAT | {"structured_outputs": {"json": text}}).encode(), ChatCompletionRequest)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, True, "", []])
+def test_what_can_only_be_false_is_not_nought(value: Any) -> None:
+    tool = {"name": "f", "input_schema": {}, "defer_loading": value}
+    assert refused(CHAT | {"max_tokens": 1, "tools": [tool]}, MessagesRequest).param == "tools"
+    parse(json.dumps(CHAT | {"max_tokens": 1, "tools": [tool | {"defer_loading": False}]}).encode(), MessagesRequest)
+
+
 JSON_TYPES = [b"application/json", b"application/json; charset=utf-8", b"APPLICATION/JSON", b"", b"application/x+json"]
 
 
