@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,7 @@ from starlette.routing import Match, Route
 
 from gateway.anthropic.endpoints import message_endpoints
 from gateway.bodies import Bodies, invalid_query
+from gateway.description.document import describe
 from gateway.endpoints import Accepted, generation_endpoints
 from gateway.front import Front
 from gateway.generate import Generator
@@ -199,6 +201,7 @@ def create_app(
     add_stored_responses(app, gateway)
     for path, endpoint in endpoints.items():
         app.router.routes.append(endpoint.route(path))
+    app.openapi = cache(partial(describe, app, keyed=bool(api_keys)))  # type: ignore[method-assign]
     return Front(app, endpoints, api_keys=api_keys, allowed_origins=allowed_origins)
 
 
@@ -215,7 +218,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
             return json_response({"status": "ok"})
         return error_response(BusUnavailable("The message bus is unavailable.", retry_after=2))
 
-    @app.get("/version")
+    @app.get("/version", summary="The server's version")
     async def version() -> Response:
         return json_response({"version": __version__})
 
@@ -241,7 +244,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         data = [describe(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
         return json_response({"object": "list", "data": data})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", summary="A name that somebody alive serves")
     async def model(name: str) -> Response:
         snapshot = await gateway.directory.look()
         if not snapshot.is_live(name):
@@ -274,11 +277,12 @@ async def _on_bad_query(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of all routes of a path: starlette names those of the first."""
-    methods = {"OPTIONS"}
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods or set()
+    """The methods of all routes of a path: starlette names those of the first. One that is written out is no example of
+    another with parameters."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    exact = [route for route in matching if route.path == request.url.path]
+    methods = {"OPTIONS"}.union(*(route.methods or () for route in exact or matching))
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 

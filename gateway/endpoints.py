@@ -51,7 +51,7 @@ class Endpoint(Generic[Body]):
     ) -> None:
         self._gateway = gateway
         self._bodies = bodies
-        self._schema = schema
+        self.schema = schema
         self._submit = submit
         self._reply = reply
         self._describe = describe
@@ -80,7 +80,7 @@ class Endpoint(Generic[Body]):
             async with timeout:
                 check_media(scope["state"]["head"])
                 raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
-                body = parse(raw, self._schema)
+                body = parse(raw, self.schema)
                 asked.body, asked.size = hash(raw), len(raw)
                 answer = await self._gateway.accept(partial(self._submit, body, asked))
         except TimeoutError:
@@ -94,11 +94,8 @@ class Endpoint(Generic[Body]):
             raise
 
     def route(self, path: str) -> APIRoute:
-        """For FastAPI's router and its description of the API. The body is read here, for OpenAI's errors; the
-        description says what it takes."""
-        content = {"application/json": {"schema": self._schema.model_json_schema()}}
-        extra = {"requestBody": {"required": True, "content": content}}
-        route = APIRoute(path, self._describe, methods=["POST"], openapi_extra=extra)
+        """For FastAPI's router, and for the description of the API, which looks at `schema`."""
+        route = APIRoute(path, self._describe, methods=["POST"])
         route.app = self
         return route
 

@@ -26,9 +26,12 @@ def speaks_anthropic(path: str) -> bool:
     return path == PATH or path.startswith(PATH + "/")
 
 
+def error_type(status: int) -> str:
+    return TYPES.get(status, "api_error")
+
+
 def error_body(error: TokenbusError, request_id: str | None = None) -> dict[str, Any]:
-    kind = TYPES.get(error.status, "api_error")
-    body = {"type": "error", "error": {"type": kind, "message": _message(error)}}
+    body = {"type": "error", "error": {"type": error_type(error.status), "message": _message(error)}}
     return body if request_id is None else body | {"request_id": request_id}
 
 

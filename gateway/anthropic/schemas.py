@@ -5,15 +5,26 @@ A budget for thinking becomes an effort, since no chat template takes a number o
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from gateway.anthropic.turns import Texts, Turn, check_blocks, conversation
 from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, Stops, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, FunctionName
 from gateway.schemas.converted import chat_request
+from gateway.schemas.rules import FILLED, Rule, given, needs
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 MODES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def off(value: bool) -> bool:
+    """Raises ValueError."""
+    if value:
+        raise ValueError("Input should be False: it is not supported")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(off), Field(json_schema_extra={"const": False})]  # Literal[False] takes 0 as well
 
 
 class ToolDefinition(Strict):
@@ -26,7 +37,7 @@ class ToolDefinition(Strict):
     cache_control: FreeForm | None = None
     eager_input_streaming: bool | None = None
     allowed_callers: Annotated[list[Literal["direct"]], Field(fail_fast=True)] | None = None
-    defer_loading: Literal[False] | None = None
+    defer_loading: Off | None = None
     input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def for_chat(self) -> dict[str, Any]:
@@ -100,6 +111,12 @@ class CountTokensRequest(Request):
         "user": (),
         "user_profile_id": (),
     }
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        needs(
+            "tool_choice", given("tools", FILLED), {"properties": {"type": {"enum": ["any", "tool"]}}, "type": "object"}
+        ),
+    )
 
     messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     system: str | Texts | None = None

@@ -23,17 +23,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class TextPart(_Part):
+class ItemText(_Part):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
 
 
-class RefusalPart(_Part):
+class ItemRefusal(_Part):
     type: Literal["refusal"]
     refusal: str
 
 
-Part = TextPart | RefusalPart
+Part = ItemText | ItemRefusal
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 PART_KINDS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 
@@ -41,7 +41,7 @@ PART_KINDS = ("input_text", "output_text", "text", "refusal", "summary_text", "r
 def text_of(content: str | Sequence[Part] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+    return "\n".join(part.text if isinstance(part, ItemText) else part.refusal for part in content)
 
 
 def _check_parts(content: Any) -> None:
@@ -70,9 +70,9 @@ class MessageItem(_Item):
     def stored(self, id: str) -> dict[str, Any]:
         kind = "output_text" if self.role == "assistant" else "input_text"
         extra: dict[str, Any] = {"annotations": [], "logprobs": []} if self.role == "assistant" else {}
-        parts = [TextPart(type="input_text", text=self.content)] if isinstance(self.content, str) else self.content
+        parts = [ItemText(type="input_text", text=self.content)] if isinstance(self.content, str) else self.content
         content = [
-            {"type": kind, "text": part.text, **extra} if isinstance(part, TextPart) else part.model_dump()
+            {"type": kind, "text": part.text, **extra} if isinstance(part, ItemText) else part.model_dump()
             for part in parts
         ]
         return {"id": id, "type": "message", "role": self.role, "status": "completed", "content": content}

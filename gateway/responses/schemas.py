@@ -8,8 +8,20 @@ from gateway.responses.items import Item, Items, MessageItem, read_items
 from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, SampledRequest, Strict, kind_of
 from gateway.schemas.chat import MAX_TOOLS, ChatCompletionRequest, FunctionName, ReasoningEffort
 from gateway.schemas.converted import chat_request
+from gateway.schemas.rules import FILLED, TRUE, Rule, given, needs
 
 LOGPROBS = "message.output_text.logprobs"
+Included = Literal[
+    "message.output_text.logprobs",
+    # Hints: of tools that are not run here, of images, and of thoughts that are not hidden.
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class FunctionTool(Strict):
@@ -31,7 +43,7 @@ class NamedFunction(Strict):
         return {"type": "function", "function": {"name": self.name}}
 
 
-class AllowedTools(Strict):
+class AllowedFunctions(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Field(min_length=1, fail_fast=True)]
@@ -86,12 +98,16 @@ class PromptOfResponse(Request):
         "moderation": (),
         "prompt": (),
     }
+    rules: ClassVar[tuple[Rule, ...]] = (
+        {"if": {"properties": {"input": {"enum": ["", []]}}}, "then": given("previous_response_id")},
+        needs("tool_choice", given("tools", FILLED), {"not": {"enum": [None, "none", "auto"]}}),
+    )
 
     input: str | Items
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedTools | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
@@ -141,25 +157,14 @@ class PromptOfResponse(Request):
 
 class ResponsesRequest(PromptOfResponse, SampledRequest):
     refused: ClassVar[Refused] = PromptOfResponse.refused | {"background_options": ()}
+    rules: ClassVar[tuple[Rule, ...]] = (
+        needs("background", {"properties": {"store": {"enum": [None, True]}}}, TRUE),
+        needs("structured_outputs", {"properties": {"text": {"properties": {"format": {"type": "null"}}}}}),
+    )
 
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: (
-        list[
-            Literal[
-                "message.output_text.logprobs",
-                # Hints: of tools that are not run here, of images, and of thoughts that are not hidden.
-                "code_interpreter_call.outputs",
-                "computer_call_output.output.image_url",
-                "file_search_call.results",
-                "message.input_image.image_url",
-                "reasoning.encrypted_content",
-                "web_search_call.action.sources",
-                "web_search_call.results",
-            ]
-        ]
-        | None
-    ) = None
+    include: Annotated[list[Included], Field(max_length=64, fail_fast=True)] | None = None
     store: bool | None = None
     background: bool | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None

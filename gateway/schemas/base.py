@@ -4,8 +4,20 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from gateway.schemas.rules import TRUE, Rule, given, just_one, needs
 from shared.grammar import LONGEST
 from shared.messages import Structured
 
@@ -23,8 +35,15 @@ Stops = Annotated[list[Stop], Field(max_length=32, fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no other keys than strings
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[
+    dict[TokenIdKey, Bias],
+    Field(max_length=MAX_BIASES, fail_fast=True, json_schema_extra={"additionalProperties": False}),
+]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+JsonText = Annotated[
+    str, Field(min_length=1, max_length=LONGEST, json_schema_extra={"contentMediaType": "application/json"})
+]
 GrammarText = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 
@@ -84,6 +103,7 @@ class Strict(BaseModel):
 
 class Request(Strict):
     refused: ClassVar[Refused] = {}
+    rules: ClassVar[tuple[Rule, ...]] = ()  # besides those of its bases
 
     model: str = Field(min_length=1, max_length=MAX_NAME)
     user: str | None = None
@@ -100,6 +120,16 @@ class Request(Strict):
                 raise Unsupported(name)
         return {name: value for name, value in body.items() if name not in given} if given else body
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        model = handler.resolve_ref_schema(schema)
+        for name, harmless in cls.refused.items():
+            model["properties"][name] = {"enum": [None, *harmless], "description": "not honoured"}
+        if rules := [rule for base in cls.__mro__ for rule in vars(base).get("rules", ())]:
+            model["allOf"] = rules
+        return schema
+
 
 class Unsupported(Exception):
     """A parameter that this server does not honour."""
@@ -112,8 +142,14 @@ class Unsupported(Exception):
 class StructuredOutputs(Strict):
     """vLLM's field: exactly one of them."""
 
+    model_config = ConfigDict(
+        json_schema_extra=just_one(
+            "json", "json_object", "regex", "choice", "grammar", value={"not": {"enum": [None, False]}}
+        )
+    )
+
     # "json" would hide a method of BaseModel
-    json_schema: FreeForm | bool | GrammarText | None = Field(None, alias="json")
+    json_schema: FreeForm | bool | JsonText | None = Field(None, alias="json")
     json_object: bool | None = None
     regex: GrammarText | None = None
     choice: Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
@@ -131,9 +167,11 @@ class StructuredOutputs(Strict):
     def _parsed(cls, value: Any) -> Any:
         if isinstance(value, str):
             try:
-                return orjson.loads(value)
+                value = orjson.loads(value)
             except orjson.JSONDecodeError as error:
                 raise ValueError(f"it is a string, but not one that holds JSON: {error}") from None
+            if not isinstance(value, dict) and value is not True:
+                raise ValueError("it is a string, but not one that holds a schema that something fits")
         return value
 
     @property
@@ -155,6 +193,8 @@ class StreamOptions(Strict):
 class SampledRequest(Request):
     """How a reply is drawn, and whether it is streamed. Ranges are OpenAI's."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (needs("stream_options", given("stream", TRUE)),)
+
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_INTEGER)  # 0 and -1: off
@@ -164,7 +204,7 @@ class SampledRequest(Request):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # smaller ones make logits infinite
-    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
+    logit_bias: Biases | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_INTEGER)
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None

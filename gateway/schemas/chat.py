@@ -15,6 +15,7 @@ from gateway.schemas.base import (
     kind_of,
     small,
 )
+from gateway.schemas.rules import FILLED, TRUE, Rule, both, given, needs, unsaid
 from shared.messages import Structured
 
 MAX_MESSAGES = 10_000
@@ -53,8 +54,19 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
 
+BY_ASSISTANT = given("role", {"const": "assistant"})
+SAYS = [given("content"), both(BY_ASSISTANT, given("tool_calls", FILLED)), both(BY_ASSISTANT, given("refusal", FILLED))]
+WHOLE: Rule = {
+    "anyOf": SAYS,
+    "allOf": [
+        needs("role", given("tool_call_id"), {"const": "tool"}),
+        needs("tool_calls", BY_ASSISTANT, FILLED),
+    ],
+}
+
+
 class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", json_schema_extra=WHOLE)
 
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart | RefusalPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
@@ -173,6 +185,12 @@ class ChatCompletionRequest(GenerationRequest):
         "store": (False,),
         "web_search_options": (),
     }
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        needs("top_logprobs", given("logprobs", TRUE), {"type": "integer", "minimum": 1}),
+        needs("response_format", unsaid("structured_outputs")),
+        needs("tool_choice", given("tools", FILLED), {"not": {"enum": [None, "none", "auto"]}}),
+    )
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INTEGER)

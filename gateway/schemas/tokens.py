@@ -7,12 +7,20 @@ from pydantic import Field, PrivateAttr, model_validator
 from gateway.schemas.base import FreeForm, Refused, Request, TokenId
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, Message, Tool
 from gateway.schemas.converted import chat_request
+from gateway.schemas.rules import Rule, given, just_one, needs
+
+ONLY_WITH_MESSAGES = ("tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
 
 class TokenizeRequest(Request):
     """Of a text, or of a conversation."""
 
     refused: ClassVar[Refused] = {"chat_template": (), "mm_processor_kwargs": ({},)}
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        just_one("prompt", "messages"),
+        *(needs(name, given("messages")) for name in ONLY_WITH_MESSAGES),
+    )
 
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
@@ -29,7 +37,7 @@ class TokenizeRequest(Request):
     def _one_of_them(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("either 'prompt' or 'messages' must be given")
-        names = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+        names = ("messages", *ONLY_WITH_MESSAGES)
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.prompt is None:
             self._chat = chat_request(model=self.model, **given).payload()

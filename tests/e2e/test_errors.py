@@ -168,7 +168,7 @@ REFUSED: dict[str, list[Any]] = {
     "moderation": [{"model": "x"}],
     "prediction": [{"type": "content", "content": "x"}],
     "reasoning_effort": ["high", "minimal"],
-    "response_format": [{"type": "json_schema", "json_schema": {}}, {"type": "x"}, "text"],
+    "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, {"type": "x"}, "text"],
     "store": [True],
     "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}, "x"],
     "tools": [[{"type": "function", "function": {"name": "f"}}], "x"],
