@@ -39,7 +39,7 @@ def package_file(package: str, *names: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm(load: Callable[..., Stepping]) -> Stepping:
-    return load(package_file(*SMOLLM), threads=2)
+    return load(package_file(*SMOLLM))
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,7 @@ def test_a_gguf_file_is_parsed_once(load: Callable[..., Stepping], monkeypatch: 
     names = dict(vars(gguf))
     file = package_file(*SMOLLM)
     monkeypatch.chdir(file.parent)  # so that one file has several names
-    load(Path(file.name), threads=2)
+    load(Path(file.name))
     assert set(made.values()) == {1}, made
     assert dict(vars(gguf)) == names
 

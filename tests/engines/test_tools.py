@@ -70,7 +70,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def model(load: Callable[..., Stepping]) -> Model:
-    engine = load(package_file(*SMOLLM), threads=2)
+    engine = load(package_file(*SMOLLM))
     return Model(engine, Reference.beside(engine))
 
 

@@ -71,6 +71,16 @@ class TestIntegration(ChatModelIntegrationTests):
         super().test_agent_loop(model)
 
 
+class TestIntegrationOfResponses(TestIntegration):
+    """The same over /v1/responses."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        params = super().chat_model_params
+        unknown = {name: params.pop(name) for name in ("frequency_penalty", "logit_bias")}  # to the openai package
+        return params | {"use_responses_api": True, "output_version": "responses/v1", "extra_body": unknown}
+
+
 class TestUnit(ChatModelUnitTests):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:

@@ -83,6 +83,17 @@ def test_thoughts_and_pieces_of_calls_are_put_together(place: dict[str, Any], sc
         assert reply.choices[0].finish_reason == "tool_calls"
 
 
+def test_responses_are_streamed_found_again_and_forgotten(place: dict[str, Any]) -> None:
+    asked = {"model": f"openai/{ECHO}", "input": "Say hello.", "max_output_tokens": 16, **place}  # it sends no less
+    whole = litellm.responses(**asked)
+    assert whole.output[0].content[0].text == " ".join(["Say hello."] * 8)
+    events = list(litellm.responses(**asked, stream=True))
+    assert "".join(getattr(event, "delta", "") for event in events) == whole.output[0].content[0].text
+    again = {"custom_llm_provider": "openai", "api_base": place["api_base"], "api_key": place["api_key"]}
+    assert litellm.get_responses(response_id=whole.id, **again).output == whole.output
+    assert litellm.delete_responses(response_id=whole.id, **again).deleted
+
+
 def test_completions_and_embeddings(place: dict[str, Any]) -> None:
     model = f"text-completion-openai/{CHAT}"
     reply = litellm.text_completion(model=model, prompt="One, two,", max_tokens=2, temperature=0, logprobs=1, **place)

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import { CALLS, CHAT, ECHO, EMBEDDINGS, SCRIPTED, key, script, url } from "./place.mjs";
 
@@ -60,6 +60,39 @@ test("runTools calls the function, and asks again", async () => {
   const runner = client.chat.completions.runTools({ model: SCRIPTED, messages: script(...CALLS), tools: [tool], stream: true });
   assert.equal(await runner.finalContent(), "It is cold.");
   assert.deepEqual(called, ["Rome"]);
+});
+
+test("a response is streamed, gone on with, and found again", async () => {
+  const short = { model: ECHO, input: "Where is the Colosseum?", max_output_tokens: 5 };
+  const whole = await client.responses.create(short);
+  const stream = client.responses.stream(short);
+  let text = "";
+  stream.on("response.output_text.delta", (event) => { text += event.delta; });
+  const streamed = await stream.finalResponse();
+  assert.equal(text, "Where is the Colosseum? Where");
+  assert.deepEqual([whole.output_text, streamed.output_text], [text, text]);
+  const next = await client.responses.create({ ...short, input: "And now?", previous_response_id: whole.id });
+  assert.equal(next.output_text, "And now? And now? And");
+  const items = await client.responses.inputItems.list(next.id, { order: "asc" });
+  assert.deepEqual(items.data.map((item) => item.role), ["user", "assistant", "user"]);
+  assert.equal((await client.responses.retrieve(whole.id)).output_text, text);
+  await client.responses.delete(whole.id);
+  await assert.rejects(client.responses.retrieve(whole.id), OpenAI.NotFoundError);
+});
+
+test("a response in the background is followed from anywhere in it", async () => {
+  const begun = await client.responses.create({ model: ECHO, input: "one two", max_output_tokens: 20, background: true });
+  const numbers = [];
+  for await (const event of await client.responses.retrieve(begun.id, { stream: true, starting_after: 3 })) numbers.push(event.sequence_number);
+  assert.equal(numbers[0], 4);
+  assert.deepEqual(numbers, numbers.map((_, place) => place + 4));
+  assert.equal((await client.responses.retrieve(begun.id)).status, "incomplete");
+});
+
+test("a parsed response fits its schema", async () => {
+  const input = asked.messages[0].content;
+  const parsed = await client.responses.parse({ model: CHAT, input, temperature: 0, text: { format: zodTextFormat(Place, "place") } });
+  Place.parse(parsed.output_parsed);
 });
 
 test("embeddings come as numbers", async () => {

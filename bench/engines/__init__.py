@@ -1,0 +1,1 @@
+"""Measures what the engines are made of."""
