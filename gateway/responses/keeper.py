@@ -4,6 +4,8 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from gateway.durable import OwnedLogs
 from gateway.hub import CANCELLED, Hub
 from gateway.recording import Recording
@@ -171,7 +173,8 @@ class Keeper:
         for recording in list(self._open.values()):
             is_there, _ = await self._records.state(recording.id)
             if not is_there and recording.end is None and recording.job is not None:
-                await self._records.create(recording.job, recording.response, recording.items)
+                job = msgspec.structs.replace(recording.job, gateway=self._hub.id)  # if it was adopted
+                await self._records.create(job, recording.response, recording.items)
         self._subscriptions = subscriptions
 
     # -- adoption -------------------------------------------------------------------------------------------------

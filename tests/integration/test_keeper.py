@@ -105,6 +105,18 @@ async def test_it_is_adopted_although_the_answer_that_it_is_owned_now_was_lost(
     assert [inflight.job.id for inflight in bus.hub] == [f"{ID}-0"]
 
 
+async def test_what_was_adopted_is_the_heirs_own_when_redis_comes_back_empty(bus: Bus, client: Any, keys: Keys) -> None:
+    await left_by_a_dead_one(bus, [PIECE])
+    await until_adopted(bus)
+    await client.flushall()
+    await client.set(keys.gateway("gw"), "1", px=60_000)
+    await client.client_kill_filter(_type="pubsub")  # as the gateway notices
+    record = await wait_until(bus.record, description="it is stored again")
+    assert record.job.gateway == "gw"
+    assert await bus.logs.owner(ID) == "gw"
+    assert await client.smembers(keys.owners()) == {b"gw"}
+
+
 async def test_what_no_engine_can_go_on_with_fails_when_it_is_adopted(bus: Bus) -> None:
     """It gave no token ids: begun anew, its text would come twice."""
     await left_by_a_dead_one(bus, [Progress(text="a")])
