@@ -20,7 +20,7 @@ ONLY ?=
 help:
 	@echo "make up [PORT=8000]   install if needed, start Redis, two demo models and the gateway"
 	@echo "make test             install if needed, then every check and test"
-	@echo "make clients          the gateway under other people's clients (LangChain, LiteLLM, node's openai and ai, ...)"
+	@echo "make clients          the gateway under all of other people's clients (LangChain, LiteLLM, node's openai and ai, ...)"
 	@echo "make chaos            break everything under load [REQUESTS=5000 SEED=7]; fails if anything accepted is lost"
 	@echo "make bench            measure the bus beside FastChat, LiteLLM and no bus [QUICK=1 ONLY=tokenbus,floor]"
 	@echo "make install          only make .venv with everything in it"
@@ -40,12 +40,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time: most tests wait. A file stays together, since its tests share their servers.
-test: check
-	@exec $(BIN)/pytest -n 2 --dist loadfile
+# Three at a time, on two cores: most tests wait. A file stays together, since its tests share their servers.
+test: check $(VENV)/installed-clients
+	@exec $(BIN)/pytest -n 3 --dist loadfile
 
 clients: $(VENV)/installed-clients
-	@exec $(BIN)/pytest -n 2 --dist loadfile tests/e2e/clients
+	@CLIENTS=all exec $(BIN)/pytest -n 2 --dist loadfile tests/e2e/clients
 
 chaos: $(VENV)/installed-dev
 	@exec $(BIN)/python -m tests.fault.chaos --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
@@ -54,7 +54,7 @@ bench: $(VENV)/installed-bench
 	@exec $(BIN)/python -m bench.bus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 clean:
-	rm -rf $(VENV) $(CLIENTS)/node/node_modules .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(FOREIGN)/node/node_modules .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Debian without python3-venv has no ensurepip; its pip can fill the venv all the same.
@@ -90,12 +90,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 # Other people's programs, which the tests run. They want other versions than ours, and some want node.
-CLIENTS := tests/e2e/clients
+FOREIGN := tests/e2e/clients
 
-$(VENV)/installed-clients: $(VENV)/installed-dev $(CLIENTS)/requirements.txt $(CLIENTS)/node/package.json
+$(VENV)/installed-clients: $(VENV)/installed-dev $(FOREIGN)/requirements.txt $(FOREIGN)/node/package.json
 	@echo "installing the clients that the tests run ..."
 	@rm -rf $(VENV)/clients
 	@$(BIN)/uv venv --quiet --python $(BIN)/python $(VENV)/clients
-	@$(BIN)/uv pip install --quiet --python $(VENV)/clients/bin/python -r $(CLIENTS)/requirements.txt
-	@$(VENV)/clients/bin/npm install --prefix $(CLIENTS)/node --no-package-lock --no-audit --no-fund --loglevel error
+	@$(BIN)/uv pip install --quiet --python $(VENV)/clients/bin/python -r $(FOREIGN)/requirements.txt
+	@$(VENV)/clients/bin/npm install --prefix $(FOREIGN)/node --no-package-lock --no-audit --no-fund --loglevel error
 	@touch $@

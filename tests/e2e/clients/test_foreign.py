@@ -1,7 +1,7 @@
 """Clients that live in an environment of their own: they want other versions of openai and rich than ours, or node.
 
 Their tests are in `foreign/` and `node/`. All of these programs run at the same time, as clients do, and each has a
-test here that ends when it does.
+test here that ends when it does. Those that take minutes run with CLIENTS=all, as `make clients` sets it.
 """
 
 import json
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.model,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        not ENVIRONMENT.exists(), reason="other people's clients are not here: `make clients` installs them"
+        not ENVIRONMENT.exists(), reason="other people's clients are not here: `make test` installs them"
     ),
 ]
 PYTHON = ["python", "-m", "pytest", "-p", "pytest_asyncio.plugin"]
@@ -40,6 +40,9 @@ COMMANDS = {
     "lm-eval": [*PYTHON, "foreign/test_lm_eval.py"],
     "node": [*NODE, *(f"node/{client}.test.mjs" for client in ("openai", "ai", "anthropic"))],
 }
+
+SLOW: set[str] = set() if os.environ.get("CLIENTS") == "all" else {"langchain", "lm-eval"}
+slow = pytest.mark.skip(reason="it takes minutes: `make clients` runs it")
 
 
 class Program:
@@ -93,14 +96,15 @@ def programs(
     }
     started: dict[str, Program] = {}
     try:
-        for name, command in COMMANDS.items():
-            started[name] = Program(command, folder / f"{name}.log", environment)
+        for name in COMMANDS.keys() - SLOW:
+            started[name] = Program(COMMANDS[name], folder / f"{name}.log", environment)
         yield started
     finally:
         for program in started.values():
             program.end()
 
 
+@pytest.mark.skipif("lm-eval" in SLOW, reason=slow.kwargs["reason"])
 def test_lm_eval_measures_what_the_model_says_of_itself(
     programs: dict[str, Program], reference: Reference, measured: Path
 ) -> None:
@@ -115,6 +119,6 @@ def test_lm_eval_measures_what_the_model_says_of_itself(
     assert told["rolling"] == pytest.approx([reference.loglikelihood("", told["text"])[0]], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[slow] if name in SLOW else []) for name in COMMANDS])
 def test_a_client_works_unchanged(programs: dict[str, Program], name: str) -> None:
     programs[name].passes()
