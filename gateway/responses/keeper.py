@@ -4,8 +4,6 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-import msgspec
-
 from gateway.durable import OwnedLogs
 from gateway.hub import CANCELLED, Hub
 from gateway.recording import Recording
@@ -172,9 +170,8 @@ class Keeper:
             return
         for recording in list(self._open.values()):
             is_there, _ = await self._records.state(recording.id)
-            if not is_there and recording.end is None and recording.job is not None:
-                job = msgspec.structs.replace(recording.job, gateway=self._hub.id)  # if it was adopted
-                await self._records.create(job, recording.response, recording.items)
+            if not is_there and recording.end is None:
+                await self._records.restore(recording, self._hub.id)
         self._subscriptions = subscriptions
 
     # -- adoption -------------------------------------------------------------------------------------------------

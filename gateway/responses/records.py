@@ -69,26 +69,22 @@ class Records:
         is_there, has_ended = await self._redis.line.batch([("EXISTS", key), ("HEXISTS", key, "end")])
         return bool(is_there), bool(has_ended)
 
+    async def restore(self, recording: Recording, gateway: str) -> None:
+        """As it began, if Redis has lost it; its owner is the gateway, which may have adopted it."""
+        assert recording.job is not None
+        job = msgspec.structs.replace(recording.job, gateway=gateway)
+        await self.create(job, recording.response, recording.items)
+
     async def finish(self, recording: Recording, gateway: str, response: dict[str, Any]) -> None:
         """Nothing is written if another gateway owns it."""
-        key, end, written = self._keys.response(recording.id), encode(recording.end), orjson.dumps(response)
-        keys = (key, self._keys.owner(recording.id), self._keys.log(recording.id))
-        finish = (
-            "EVAL",
-            self._finish.source,
-            len(keys),
-            *keys,
-            gateway,
-            written,
-            self._ttl_ms,
-            end,
-            LOG_TTL_MS,
-            len(recording.pieces),
-        )
+        owned = (self._keys.response(recording.id), self._keys.owner(recording.id), self._keys.log(recording.id))
+        end, pieces = encode(recording.end), len(recording.pieces)
+        told = (gateway, orjson.dumps(response), self._ttl_ms, end, LOG_TTL_MS, pieces)
+        finish = ("EVAL", self._finish.source, len(owned), *owned, *told)
         found, _ = await self._send([finish, ("SREM", self._keys.owned(gateway), recording.id)])
         if found < 0:
-            record = ("HSET", key, "response", written, "items", orjson.dumps(recording.items), "end", end)
-            await self._send([record, ("PEXPIRE", key, self._ttl_ms)])
+            await self.restore(recording, gateway)
+            await self._send([finish, ("SREM", self._keys.owned(gateway), recording.id)])
 
     async def forget(self, id: str, gateway: str) -> None:
         """The owner stays until its time is over, or a worker would take it for one that Redis has lost."""
