@@ -117,6 +117,20 @@ async def test_what_was_adopted_is_the_heirs_own_when_redis_comes_back_empty(bus
     assert await client.smembers(keys.owners()) == {b"gw"}
 
 
+async def test_what_ends_as_redis_comes_back_empty_is_stored_whole(bus: Bus, client: Any, keys: Keys) -> None:
+    items = [{"id": "msg_1", "type": "message", "role": "user", "status": "completed", "content": []}]
+    recording = await bus.keeper.open(job(), RESPONSE, items)
+    recording.add(0, PIECE)
+    await client.flushall()
+    await client.set(keys.gateway("gw"), "1", px=60_000)
+    recording.ended(DONE)
+    record = await bus.stored()
+    assert record.items == items
+    assert (record.end, record.job) == (DONE, None)
+    assert record.response["output"][0]["content"][0]["text"] == "a"
+    assert 0 < await client.pttl(keys.response(ID)) <= 60_000
+
+
 async def test_what_no_engine_can_go_on_with_fails_when_it_is_adopted(bus: Bus) -> None:
     """It gave no token ids: begun anew, its text would come twice."""
     await left_by_a_dead_one(bus, [Progress(text="a")])
