@@ -29,6 +29,7 @@ Parameter = dict[str, Any]
 # Of every operation: HTTP that cannot be read, a head that is too large, a fault of ours, too many connections.
 ANYWHERE = (400, 431, 500, 503)
 MAY_BE_MISSING = (404,)
+CHANGES = (404, 429)  # Redis may be full
 WORKS = (404, 413, 415, 429, 504)
 
 
@@ -76,8 +77,8 @@ ANSWERS: Mapping[tuple[str, str], Answers] = {
     ("POST", RESPONSES): _works(OPENAI, Response, ResponseStreamEvent),
     ("POST", f"{RESPONSES}/input_tokens"): _works(OPENAI, InputTokens),
     ("GET", f"{RESPONSES}/{{id}}"): Answers(OPENAI, Response, ResponseStreamEvent, errors=MAY_BE_MISSING),
-    ("DELETE", f"{RESPONSES}/{{id}}"): Answers(OPENAI, DeletedResponse, errors=MAY_BE_MISSING),
-    ("POST", f"{RESPONSES}/{{id}}/cancel"): Answers(OPENAI, Response, errors=MAY_BE_MISSING),
+    ("DELETE", f"{RESPONSES}/{{id}}"): Answers(OPENAI, DeletedResponse, errors=CHANGES),
+    ("POST", f"{RESPONSES}/{{id}}/cancel"): Answers(OPENAI, Response, errors=CHANGES),
     ("GET", f"{RESPONSES}/{{id}}/input_items"): Answers(OPENAI, InputItems, errors=MAY_BE_MISSING),
     ("POST", MESSAGES): _works(ANTHROPIC, MadeMessage, MessageEvent),
     ("POST", f"{MESSAGES}/count_tokens"): _works(ANTHROPIC, TokenCount),

@@ -170,7 +170,8 @@ class Keeper:
             return
         for recording in list(self._open.values()):
             is_there, _ = await self._records.state(recording.id)
-            if not is_there and recording.end is None:
+            owner = "" if is_there else await self._logs.owner(recording.id)
+            if not is_there and owner in ("", self._hub.id) and recording.end is None:  # else another one deleted it
                 await self._records.restore(recording, self._hub.id)
         self._subscriptions = subscriptions
 

@@ -117,6 +117,16 @@ async def test_what_was_adopted_is_the_heirs_own_when_redis_comes_back_empty(bus
     assert await client.smembers(keys.owners()) == {b"gw"}
 
 
+async def test_what_another_gateway_deleted_is_not_restored(bus: Bus, client: Any, keys: Keys) -> None:
+    recording = await bus.keeper.open(job(), RESPONSE, [])
+    await bus.logs.own(ID, "other")
+    await client.delete(keys.response(ID), keys.log(ID))
+    bus.keeper._subscriptions = 0
+    await wait_until(lambda: bus.keeper._subscriptions == 1, description="it has looked")
+    assert recording.end is None
+    assert await bus.record() is None
+
+
 async def test_what_ends_as_redis_comes_back_empty_is_stored_whole(bus: Bus, client: Any, keys: Keys) -> None:
     items = [{"id": "msg_1", "type": "message", "role": "user", "status": "completed", "content": []}]
     recording = await bus.keeper.open(job(), RESPONSE, items)
