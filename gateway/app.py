@@ -229,7 +229,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_models(app: FastAPI, gateway: Gateway) -> None:
-    def describe(name: str, record: ModelRecord) -> dict[str, Any]:
+    def card(name: str, record: ModelRecord) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
@@ -241,7 +241,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models", summary="Names that somebody alive serves")
     async def models() -> Response:
         snapshot = await gateway.directory.look()
-        data = [describe(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
+        data = [card(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
         return json_response({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}", summary="A name that somebody alive serves")
@@ -249,7 +249,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         snapshot = await gateway.directory.look()
         if not snapshot.is_live(name):
             raise ModelNotFound(gateway.directory.not_found(name), param="model")
-        return json_response(describe(name, snapshot.names[name]))
+        return json_response(card(name, snapshot.names[name]))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -182,74 +182,60 @@ class OutputItemEvent(TypedDict):
 
 
 @shape
-class ContentPartEvent(TypedDict):
+class _OfItem(TypedDict):
+    output_index: Count
+    item_id: str
+    sequence_number: Number
+
+
+@shape
+class _OfPart(_OfItem):
+    content_index: Count
+
+
+@shape
+class ContentPartEvent(_OfPart):
     type: Literal["response.content_part.added", "response.content_part.done"]
-    output_index: Count
-    item_id: str
-    content_index: Count
     part: Annotated[OutputText | ReasoningText, Field(discriminator="type")]
-    sequence_number: Number
 
 
 @shape
-class OutputTextDelta(TypedDict):
+class OutputTextDelta(_OfPart):
     type: Literal["response.output_text.delta"]
-    output_index: Count
-    item_id: str
-    content_index: Count
     delta: str
     logprobs: list[TokenLogprob]
-    sequence_number: Number
 
 
 @shape
-class OutputTextDone(TypedDict):
+class OutputTextDone(_OfPart):
     type: Literal["response.output_text.done"]
-    output_index: Count
-    item_id: str
-    content_index: Count
     text: str
     logprobs: list[TokenLogprob]
-    sequence_number: Number
 
 
 @shape
-class ReasoningTextDelta(TypedDict):
+class ReasoningTextDelta(_OfPart):
     type: Literal["response.reasoning_text.delta"]
-    output_index: Count
-    item_id: str
-    content_index: Count
     delta: str
-    sequence_number: Number
 
 
 @shape
-class ReasoningTextDone(TypedDict):
+class ReasoningTextDone(_OfPart):
     type: Literal["response.reasoning_text.done"]
-    output_index: Count
-    item_id: str
-    content_index: Count
     text: str
-    sequence_number: Number
 
 
 @shape
-class ArgumentsDelta(TypedDict):
+class ArgumentsDelta(_OfItem):
     type: Literal["response.function_call_arguments.delta"]
-    output_index: Count
-    item_id: str
     delta: str
-    sequence_number: Number
 
 
 @shape
-class ArgumentsDone(TypedDict):
+class ArgumentsDone(_OfItem):
     type: Literal["response.function_call_arguments.done"]
-    output_index: Count
-    item_id: str
     arguments: str
     name: str
-    sequence_number: Number
 
 
 @shape

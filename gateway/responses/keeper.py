@@ -169,11 +169,14 @@ class Keeper:
         if subscriptions == self._subscriptions:
             return
         for recording in list(self._open.values()):
-            is_there, _ = await self._records.state(recording.id)
-            owner = "" if is_there else await self._logs.owner(recording.id)
-            if not is_there and owner in ("", self._hub.id) and recording.end is None:  # else another one deleted it
+            if await self._is_lost(recording.id) and recording.end is None:
                 await self._records.restore(recording, self._hub.id)
         self._subscriptions = subscriptions
+
+    async def _is_lost(self, id: str) -> bool:
+        """One that another gateway owns, and has no record of, was deleted there."""
+        is_there, _ = await self._records.state(id)
+        return not is_there and await self._logs.owner(id) in ("", self._hub.id)
 
     # -- adoption -------------------------------------------------------------------------------------------------
 

@@ -81,10 +81,11 @@ class Records:
         end, pieces = encode(recording.end), len(recording.pieces)
         told = (gateway, orjson.dumps(response), self._ttl_ms, end, LOG_TTL_MS, pieces)
         finish = ("EVAL", self._finish.source, len(owned), *owned, *told)
-        found, _ = await self._send([finish, ("SREM", self._keys.owned(gateway), recording.id)])
+        commands: list[Command] = [finish, ("SREM", self._keys.owned(gateway), recording.id)]
+        found, _ = await self._send(commands)
         if found < 0:
             await self.restore(recording, gateway)
-            await self._send([finish, ("SREM", self._keys.owned(gateway), recording.id)])
+            await self._send(commands)
 
     async def forget(self, id: str, gateway: str) -> None:
         """The owner stays until its time is over, or a worker would take it for one that Redis has lost."""

@@ -6,9 +6,15 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway.responses.items import Item, Items, MessageItem, read_items
 from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, SampledRequest, Strict, kind_of
-from gateway.schemas.chat import MAX_TOOLS, ChatCompletionRequest, FunctionName, ReasoningEffort
+from gateway.schemas.chat import (
+    FORCED_CALLS_NEED_TOOLS,
+    MAX_TOOLS,
+    ChatCompletionRequest,
+    FunctionName,
+    ReasoningEffort,
+)
 from gateway.schemas.converted import chat_request
-from gateway.schemas.rules import FILLED, TRUE, Rule, given, needs
+from gateway.schemas.rules import TRUE, Rule, given, needs
 
 LOGPROBS = "message.output_text.logprobs"
 Included = Literal[
@@ -100,7 +106,7 @@ class PromptOfResponse(Request):
     }
     rules: ClassVar[tuple[Rule, ...]] = (
         {"if": {"properties": {"input": {"enum": ["", []]}}}, "then": given("previous_response_id")},
-        needs("tool_choice", given("tools", FILLED), {"not": {"enum": [None, "none", "auto"]}}),
+        FORCED_CALLS_NEED_TOOLS,
     )
 
     input: str | Items

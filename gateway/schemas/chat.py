@@ -54,6 +54,7 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
 
+FORCED_CALLS_NEED_TOOLS = needs("tool_choice", given("tools", FILLED), {"not": {"enum": [None, "none", "auto"]}})
 BY_ASSISTANT = given("role", {"const": "assistant"})
 SAYS = [given("content"), both(BY_ASSISTANT, given("tool_calls", FILLED)), both(BY_ASSISTANT, given("refusal", FILLED))]
 WHOLE: Rule = {
@@ -189,7 +190,7 @@ class ChatCompletionRequest(GenerationRequest):
     rules: ClassVar[tuple[Rule, ...]] = (
         needs("top_logprobs", given("logprobs", TRUE), {"type": "integer", "minimum": 1}),
         needs("response_format", unsaid("structured_outputs")),
-        needs("tool_choice", given("tools", FILLED), {"not": {"enum": [None, "none", "auto"]}}),
+        FORCED_CALLS_NEED_TOOLS,
     )
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)

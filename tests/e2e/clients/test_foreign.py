@@ -42,7 +42,7 @@ COMMANDS = {
 }
 
 SLOW: set[str] = set() if os.environ.get("CLIENTS") == "all" else {"langchain", "lm-eval"}
-slow = pytest.mark.skip(reason="it takes minutes: `make clients` runs it")
+IN_MINUTES = "it takes minutes: `make clients` runs it"
 
 
 class Program:
@@ -104,7 +104,7 @@ def programs(
             program.end()
 
 
-@pytest.mark.skipif("lm-eval" in SLOW, reason=slow.kwargs["reason"])
+@pytest.mark.skipif("lm-eval" in SLOW, reason=IN_MINUTES)
 def test_lm_eval_measures_what_the_model_says_of_itself(
     programs: dict[str, Program], reference: Reference, measured: Path
 ) -> None:
@@ -119,6 +119,9 @@ def test_lm_eval_measures_what_the_model_says_of_itself(
     assert told["rolling"] == pytest.approx([reference.loglikelihood("", told["text"])[0]], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[slow] if name in SLOW else []) for name in COMMANDS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.skipif(name in SLOW, reason=IN_MINUTES)) for name in COMMANDS],
+)
 def test_a_client_works_unchanged(programs: dict[str, Program], name: str) -> None:
     programs[name].passes()
