@@ -15,7 +15,9 @@ from tests.fault.wiretap import Wiretap
 from tests.link import Link
 from tests.processes import Stack
 
-FLAGS = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency", "8")
+ECHO = ("--model-names", "echo", "--echo-interval-ms", "20", "--limit-worker-concurrency")
+FLAGS = (*ECHO, "8")
+HALF = (*ECHO, "4")  # of two workers each gets four of eight streams, however late it claims
 
 
 @pytest.fixture
@@ -99,8 +101,8 @@ async def test_an_engine_that_fails_once_loses_no_stream_and_its_worker_goes_on(
 ) -> None:
     await stack.gateway()
     after = str(random.Random(seed).randrange(40, 300))
-    broken = await stack.worker(*FLAGS, module="tests.fault.faulty_worker", FAULT=fault, AFTER=after)
-    await stack.worker(*FLAGS)
+    broken = await stack.worker(*HALF, module="tests.fault.faulty_worker", FAULT=fault, AFTER=after)
+    await stack.worker(*HALF)
     workers = await rows(stack, 2)
     async with asyncio.TaskGroup() as tasks:
         for number in range(8):
@@ -114,8 +116,8 @@ async def test_an_engine_that_fails_once_loses_no_stream_and_its_worker_goes_on(
 async def test_a_job_whose_worker_is_silent_but_alive_goes_elsewhere(stack: Stack, seed: int) -> None:
     await stack.gateway("--stall-timeout", "1")
     after = str(random.Random(seed).randrange(40, 300))
-    await stack.worker(*FLAGS, module="tests.fault.faulty_worker", FAULT="silence", AFTER=after)
-    await stack.worker(*FLAGS)
+    await stack.worker(*HALF, module="tests.fault.faulty_worker", FAULT="silence", AFTER=after)
+    await stack.worker(*HALF)
     workers = await rows(stack, 2)
     async with asyncio.TaskGroup() as tasks:
         for number in range(8):
