@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from gateway.anthropic.endpoints import message_endpoints
-from gateway.bodies import Bodies, invalid_query
+from gateway.bodies import Bodies
 from gateway.description.document import describe
 from gateway.endpoints import Accepted, generation_endpoints
 from gateway.front import Front
@@ -22,6 +22,7 @@ from gateway.hub import Hub
 from gateway.lease import GatewayLease
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
+from gateway.queries import KNOWN_QUERY, invalid_query
 from gateway.refusals import refusal
 from gateway.replies import error_response, json_response
 from gateway.responses.endpoints import add_stored_responses, response_endpoints
@@ -238,13 +239,13 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
             "max_model_len": record.max_model_len,
         }
 
-    @app.get("/v1/models", summary="Names that somebody alive serves")
-    async def models() -> Response:
+    @app.get("/v1/models", summary="Names that somebody alive serves", dependencies=KNOWN_QUERY)
+    async def models(limit: Annotated[int | None, Query(ge=1, description="the first so many")] = None) -> Response:
         snapshot = await gateway.directory.look()
         data = [card(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
-        return json_response({"object": "list", "data": data})
+        return json_response({"object": "list", "data": data[:limit]})
 
-    @app.get("/v1/models/{name:path}", summary="A name that somebody alive serves")
+    @app.get("/v1/models/{name:path}", summary="A name that somebody alive serves", dependencies=KNOWN_QUERY)
     async def model(name: str) -> Response:
         snapshot = await gateway.directory.look()
         if not snapshot.is_live(name):
@@ -277,12 +278,10 @@ async def _on_bad_query(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of all routes of a path: starlette names those of the first. One that is written out is no example of
-    another with parameters."""
+    """The methods of all routes of a path: starlette names those of the first."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    exact = [route for route in matching if route.path == request.url.path]
-    methods = {"OPTIONS"}.union(*(route.methods or () for route in exact or matching))
+    methods = {"OPTIONS"}.union(*(route.methods or () for route in matching))
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 

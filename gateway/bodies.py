@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.types import Receive
 
 from gateway.schemas.base import Unsupported
+from gateway.schemas.converted import details
 from shared.errors import BodyTooLarge, InvalidRequest, QueueFull, UnsupportedMediaType, UnsupportedParameter
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -116,15 +116,11 @@ def _parsed(raw: bytes, schema: type[Body]) -> Body:
     raise refusal
 
 
-def invalid_query(error: RequestValidationError) -> InvalidRequest:
-    """Of a parameter in a path or its query."""
-    first = error.errors()[0]
-    name = str(first["loc"][-1])
-    return InvalidRequest(f"Invalid value for '{name}': {first['msg']}", param=name)
-
-
 def _invalid(error: ValidationError, body: Any) -> InvalidRequest:
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    try:
+        errors = details(error)
+    except ValueError as many:
+        return InvalidRequest(str(many))
     places = [_wrong(one, body) for one in errors]
     # Of a value that may be one of several things, the one that it has come closest to being tells most.
     alike = [number for number, place in enumerate(places) if place[:1] == places[0][:1]]

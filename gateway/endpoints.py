@@ -13,6 +13,7 @@ from gateway.asked import OVERDUE, Asked
 from gateway.bodies import Bodies, Body, HeldBody, check_media, parse
 from gateway.chat_completions import ChatChunks, ChatReply
 from gateway.generate import Answer, Generator
+from gateway.queries import check_query
 from gateway.refusals import refuse
 from gateway.replies import EmbeddingReply, Reply, StreamReply
 from gateway.schemas.chat import ChatCompletionRequest
@@ -78,6 +79,7 @@ class Endpoint(Generic[Body]):
         timeout = asyncio.timeout(asked.deadline - time.monotonic())
         try:
             async with timeout:
+                check_query(scope["query_string"])
                 check_media(scope["state"]["head"])
                 raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
                 body = parse(raw, self.schema)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from gateway.anthropic.turns import Texts, Turn, check_blocks, conversation
-from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, Stops, Strict, kind_of
+from gateway.schemas.base import MAX_INTEGER, CacheHint, FreeForm, Refused, Request, Stops, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, FunctionName
 from gateway.schemas.converted import chat_request
 from gateway.schemas.rules import FILLED, Rule, given, needs
@@ -34,7 +34,7 @@ class ToolDefinition(Strict):
     input_schema: FreeForm
     strict: bool | None = None
     # Hints: arguments are always streamed as they are made, and only the model itself calls.
-    cache_control: FreeForm | None = None
+    cache_control: CacheHint = None
     eager_input_streaming: bool | None = None
     allowed_callers: Annotated[list[Literal["direct"]], Field(fail_fast=True)] | None = None
     defer_loading: Off | None = None
@@ -47,13 +47,13 @@ class ToolDefinition(Strict):
 
 class AnyChoice(Strict):
     type: Literal["auto", "any"]
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class ToolChoice(Strict):
     type: Literal["tool"]
     name: str
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class NoChoice(Strict):
@@ -125,7 +125,7 @@ class CountTokensRequest(Request):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     # Hints that change no answer.
-    cache_control: FreeForm | None = None
+    cache_control: CacheHint = None
     speed: Literal["standard", "fast"] | None = None
 
     _chat: ChatCompletionRequest = PrivateAttr()
@@ -173,7 +173,7 @@ class CountTokensRequest(Request):
             "continue_final_message": last.get("role") == "assistant" or None,
             "tools": [tool.for_chat() for tool in self.tools] if self.tools else None,
             "tool_choice": self._tool_choice(),
-            "parallel_tool_calls": False if getattr(self.tool_choice, "disable_parallel_tool_use", False) else None,
+            "parallel_tool_calls": False if getattr(self.tool_choice, "disable_parallel_tool_use", None) else None,
             "reasoning_effort": self._effort(),
             "response_format": schema,
         }

@@ -6,28 +6,23 @@ from typing import Annotated, Any, Literal, TypeVar
 import orjson
 from pydantic import Field, model_validator
 
-from gateway.schemas.base import FreeForm, Strict, kind_of
+from gateway.schemas.base import CacheHint, DirectCaller, FreeForm, Strict, kind_of
 from gateway.schemas.chat import MAX_PARTS
 
-CacheControl = FreeForm | None  # a hint: no answer depends on it
 Kind = TypeVar("Kind", bound=Strict)
 
 
 class TextBlock(Strict):
     type: Literal["text"]
     text: str
-    cache_control: CacheControl = None
+    cache_control: CacheHint = None
     citations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 class ThinkingBlock(Strict):
     type: Literal["thinking"]
     thinking: str
-    signature: str = ""
-
-
-class DirectCaller(Strict):
-    type: Literal["direct"]
+    signature: str | None = None
 
 
 class ToolUseBlock(Strict):
@@ -35,7 +30,7 @@ class ToolUseBlock(Strict):
     id: str = Field(min_length=1)
     name: str = Field(min_length=1)
     input: FreeForm
-    cache_control: CacheControl = None
+    cache_control: CacheHint = None
     caller: DirectCaller | None = None
 
 
@@ -60,7 +55,7 @@ class ToolResultBlock(Strict):
     tool_use_id: str
     content: str | Texts | None = None
     is_error: bool | None = None
-    cache_control: CacheControl = None
+    cache_control: CacheHint = None
 
 
 Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]

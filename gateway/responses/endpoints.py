@@ -4,16 +4,18 @@ from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import FastAPI, Query, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.types import Receive, Scope, Send
 
 from gateway.bodies import Bodies
 from gateway.endpoints import Acceptance, Endpoint
 from gateway.generate import Answer
+from gateway.queries import KNOWN_QUERY
 from gateway.replies import Reply, StreamReply, json_response, send_json
 from gateway.responses.errors import PATH
 from gateway.responses.output import beginning
 from gateway.responses.replies import RecordedAnswer, ResponseEvents, ResponseReply
-from gateway.responses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.responses.schemas import Included, InputTokensRequest, ResponsesRequest
 from gateway.responses.service import Responses, described
 from gateway.results import ResultReply
 from shared.errors import InvalidRequest
@@ -75,15 +77,29 @@ class Streamed(Response):
         await self._reply.write(send, scope["state"]["client"])
 
 
+class _StoredId(StringConvertor):
+    """Of a path: what stands beside stored responses is no id of one."""
+
+    regex = r"(?!(?:input_tokens|compact)(?:/|$))[^/]+"
+
+
+register_url_convertor("stored", _StoredId())
+STORED = f"{PATH}/{{id:stored}}"
+
+IncludeHint = Annotated[list[Included] | None, Query(description="a hint")]
+IncludeOfSdk = Annotated[list[Included] | None, Query(alias="include[]", description="the same, as libraries write it")]
+
+
 def add_stored_responses(app: FastAPI, gateway: Keeping) -> None:
     stored = gateway.responses
 
-    @app.get(f"{PATH}/{{id}}", summary="A stored response; with `stream`, its events, from any number on")
+    @app.get(STORED, summary="A stored response; with `stream`, its events", dependencies=KNOWN_QUERY)
     async def retrieve(
         id: str,
         stream: bool = False,
         starting_after: Annotated[int | None, Query(ge=0)] = None,
-        include: Annotated[list[str] | None, Query(description="a hint")] = None,
+        include: IncludeHint = None,
+        include_of_sdk: IncludeOfSdk = None,
         include_obfuscation: Annotated[bool | None, Query(description="a hint")] = None,
     ) -> Response:
         if not stream:
@@ -95,22 +111,23 @@ def add_stored_responses(app: FastAPI, gateway: Keeping) -> None:
         events = partial(ResponseEvents, beginning(answer.recording.response), starting_after=after)
         return Streamed(StreamReply(answer, events, include_usage=True, waits=False))
 
-    @app.delete(f"{PATH}/{{id}}", summary="Forget a stored response, and end what makes it")
+    @app.delete(STORED, summary="Forget a stored response, and end what makes it", dependencies=KNOWN_QUERY)
     async def delete(id: str) -> Response:
         await gateway.accept(lambda: stored.delete(id))
         return json_response({"id": id, "object": "response", "deleted": True})
 
-    @app.post(f"{PATH}/{{id}}/cancel", summary="End a response in the background")
+    @app.post(f"{STORED}/cancel", summary="End a response in the background", dependencies=KNOWN_QUERY)
     async def cancel(id: str) -> Response:
         return json_response(await gateway.accept(lambda: stored.cancel(id)))
 
-    @app.get(f"{PATH}/{{id}}/input_items", summary="What a stored response was made from")
+    @app.get(f"{STORED}/input_items", summary="What a stored response was made from", dependencies=KNOWN_QUERY)
     async def input_items(
         id: str,
         after: Annotated[str | None, Query(description="an item's id")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
-        include: Annotated[list[str] | None, Query(description="a hint")] = None,
+        include: IncludeHint = None,
+        include_of_sdk: IncludeOfSdk = None,
     ) -> Response:
         items = await gateway.accept(lambda: stored.input_items(id))
         return json_response(_page(items if order == "asc" else items[::-1], after, limit))

@@ -1,11 +1,10 @@
 """The items of a response's input and output, as they are sent and stored, and as chat messages."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -14,23 +13,30 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.schemas.base import kind_of
+from gateway.schemas.base import CacheHint, DirectCaller, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_PARTS
 from gateway.schemas.converted import first_of
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class ItemText(_Part):
+class ItemText(Strict):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
+    # Hints: what a reply had besides, and what OpenAI's libraries made of it.
+    annotations: Annotated[list[Any], Field(max_length=MAX_PARTS)] | None = None
+    logprobs: list[Any] | None = None
+    parsed: Any = None
+    prompt_cache_breakpoint: CacheHint = None
+
+    def stored(self) -> dict[str, Any]:
+        return {"type": self.type, "text": self.text}
 
 
-class ItemRefusal(_Part):
+class ItemRefusal(Strict):
     type: Literal["refusal"]
     refusal: str
+
+    def stored(self) -> dict[str, Any]:
+        return {"type": self.type, "refusal": self.refusal}
 
 
 Part = ItemText | ItemRefusal
@@ -50,8 +56,11 @@ def _check_parts(content: Any) -> None:
             raise ValueError(f"content parts of type {kind_of(part)} are not supported; this server takes text")
 
 
-class _Item(_Part):
+class _Item(Strict):
+    PREFIX: ClassVar[str]  # of the ids that are given here
+
     id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None  # a hint
 
     @model_validator(mode="before")
     @classmethod
@@ -63,54 +72,72 @@ class _Item(_Part):
 
 
 class MessageItem(_Item):
-    type: Literal["message"] = "message"
+    PREFIX: ClassVar[str] = "msg"
+
+    type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Parts
+    phase: Literal["commentary", "final_answer"] | None = None  # a hint
 
     def stored(self, id: str) -> dict[str, Any]:
         kind = "output_text" if self.role == "assistant" else "input_text"
         extra: dict[str, Any] = {"annotations": [], "logprobs": []} if self.role == "assistant" else {}
         parts = [ItemText(type="input_text", text=self.content)] if isinstance(self.content, str) else self.content
-        content = [
-            {"type": kind, "text": part.text, **extra} if isinstance(part, ItemText) else part.model_dump()
-            for part in parts
-        ]
+        content = [part.stored() | ({"type": kind} | extra if isinstance(part, ItemText) else {}) for part in parts]
         return {"id": id, "type": "message", "role": self.role, "status": "completed", "content": content}
 
 
 class FunctionCallItem(_Item):
+    PREFIX: ClassVar[str] = "fc"
+
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
     name: str = Field(min_length=1)
     arguments: str
+    namespace: None = None
+    # Hints: only the model itself calls.
+    caller: DirectCaller | None = None
+    parsed_arguments: Any = None
 
     def stored(self, id: str) -> dict[str, Any]:
-        return self.model_dump() | {"id": id, "status": "completed"}
+        call = {"call_id": self.call_id, "name": self.name, "arguments": self.arguments}
+        return {"type": self.type, **call, "id": id, "status": "completed"}
 
 
 class FunctionOutputItem(_Item):
+    PREFIX: ClassVar[str] = "fco"
+
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
     output: str | Parts
+    namespace: None = None
+    # Hints: the call tells both.
+    name: str | None = None
+    caller: DirectCaller | None = None
 
     def stored(self, id: str) -> dict[str, Any]:
-        return self.model_dump() | {"id": id, "status": "completed"}
+        output = self.output if isinstance(self.output, str) else [part.stored() for part in self.output]
+        return {"type": self.type, "call_id": self.call_id, "output": output, "id": id, "status": "completed"}
 
 
 class ReasoningItem(_Item):
+    PREFIX: ClassVar[str] = "rs"
+
     type: Literal["reasoning"]
-    summary: Parts = []
+    summary: Parts | None = None
     content: Parts | None = None
+    encrypted_content: Literal[""] | None = None  # none is ever given out
 
     @property
     def text(self) -> str:
         return text_of(self.content or self.summary)
 
     def stored(self, id: str) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True) | {"id": id}
+        content = {} if self.content is None else {"content": [part.stored() for part in self.content]}
+        return {"type": self.type, "id": id, "summary": [part.stored() for part in self.summary or ()]} | content
 
 
-class ItemReference(_Item):
+class ItemReference(Strict):
     """Stands for an item of a stored response."""
 
     type: Literal["item_reference"] | None = None
@@ -122,8 +149,8 @@ KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_
 
 def _kind(item: Any) -> str:
     """Raises ValueError for one of another kind: what pydantic would say of it is long."""
-    if isinstance(item, BaseModel):
-        return str(getattr(item, "type", None) or "item_reference")
+    if isinstance(item, BaseModel):  # read before
+        item = item.model_dump(include={"type", "role"})
     if not isinstance(item, dict):
         raise ValueError("an item must be an object")
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
@@ -153,12 +180,18 @@ def read_items(raw: Any) -> list[Item]:
         raise ValueError(first_of(error, "input.")) from None
 
 
+def check_ids(items: Iterable[Said]) -> None:
+    """Pages of items go on after an id. Raises ValueError for one that comes twice."""
+    seen: set[str] = set()
+    for id in (item.id for item in items if item.id):
+        if id in seen:
+            raise ValueError(f"Item with id '{id}' comes twice in the conversation.")
+        seen.add(id)
+
+
 def stored_items(items: Iterable[Said], response_hex: str) -> list[dict[str, Any]]:
     """As they are listed and kept; those without an id get one that tells where they are."""
-    prefixes = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
-    return [
-        item.stored(item.id or f"{prefixes[item.type]}_{response_hex}_i{place}") for place, item in enumerate(items)
-    ]
+    return [item.stored(item.id or f"{item.PREFIX}_{response_hex}_i{place}") for place, item in enumerate(items)]
 
 
 def conversation(instructions: str | None, items: Sequence[Said]) -> list[dict[str, Any]]:
@@ -181,8 +214,8 @@ def conversation(instructions: str | None, items: Sequence[Said]) -> list[dict[s
 
 def _add_to_turn(messages: list[dict[str, Any]], item: MessageItem | FunctionCallItem | ReasoningItem) -> None:
     turn = messages[-1] if messages and messages[-1]["role"] == "assistant" else {}
-    begins_anew = {"reasoning": ("content", "tool_calls"), "message": ("content", "tool_calls"), "function_call": ()}
-    if not turn or any(turn.get(name) for name in begins_anew[item.type]):
+    belongs = isinstance(item, FunctionCallItem) or not (turn.get("content") or turn.get("tool_calls"))
+    if not turn or not belongs:
         turn = {"role": "assistant", "content": ""}
         messages.append(turn)
     if isinstance(item, MessageItem):

@@ -105,11 +105,11 @@ class PromptOfResponse(Request):
         "prompt": (),
     }
     rules: ClassVar[tuple[Rule, ...]] = (
-        {"if": {"properties": {"input": {"enum": ["", []]}}}, "then": given("previous_response_id")},
+        {"if": {"properties": {"input": {"enum": [None, "", []]}}}, "then": given("previous_response_id")},
         FORCED_CALLS_NEED_TOOLS,
     )
 
-    input: str | Items
+    input: str | Items | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
@@ -141,7 +141,7 @@ class PromptOfResponse(Request):
 
     @property
     def items(self) -> list[Item]:
-        return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input or []
 
     def chat(self, messages: list[dict[str, Any]]) -> ChatCompletionRequest:
         """`messages`: of the conversation before, and its own. Raises ValueError."""
@@ -212,4 +212,4 @@ class ResponsesRequest(PromptOfResponse, SampledRequest):
 
 
 class InputTokensRequest(PromptOfResponse):
-    input: str | Items = Field(default_factory=list)
+    """Of what a response would be made from."""

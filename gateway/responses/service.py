@@ -12,7 +12,7 @@ from gateway.generate import Answer, Generator
 from gateway.hub import Hub
 from gateway.recording import Recording
 from gateway.responses.followers import Followers
-from gateway.responses.items import Item, ItemReference, Said, conversation, read_items, stored_items
+from gateway.responses.items import Item, ItemReference, Said, check_ids, conversation, read_items, stored_items
 from gateway.responses.keeper import Keeper
 from gateway.responses.records import Record, Records
 from gateway.responses.replies import RecordedAnswer
@@ -71,10 +71,12 @@ class Responses:
             before = [*record.items, *record.response["output"]]
             _recall(record.size, asked)
         try:
-            items = read_items([*before, *body.items])
-        except ValueError as error:  # more of them than a conversation may have
+            items = read_items([*before, *body.items])  # more of them than a conversation may have, perhaps
+            said = await self._resolved(items, asked)
+            check_ids(said)
+        except ValueError as error:
             raise InvalidRequest(str(error), param="input") from None
-        return before, await self._resolved(items, asked)
+        return before, said
 
     async def _previous(self, id: str) -> Record:
         record = await self._records.load(id)

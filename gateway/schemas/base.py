@@ -1,7 +1,7 @@
 """What all requests share, and what those that generate do."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import orjson
 from pydantic import (
@@ -82,6 +82,7 @@ def kind_of(part: Any) -> str:
 
 
 FreeForm = Annotated[dict[str, Any], AfterValidator(small)]
+CacheHint = FreeForm | None  # no answer depends on what is kept of a prompt
 
 
 class Strict(BaseModel):
@@ -89,16 +90,11 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_unknown_is_enough(cls, given: Any) -> Any:
-        """A million of them are a million errors, and seconds in which the event loop stands still."""
-        fields = cls.model_fields
-        if not isinstance(given, dict) or len(given) <= len(fields):
-            return given
-        known = {field.alias or name for name, field in fields.items()}
-        unknown = next(name for name in given if name not in known)
-        return {name: given[name] for name in (*known, unknown) if name in given}
+
+class DirectCaller(Strict):
+    """The model itself, and no program of its."""
+
+    type: Literal["direct"]
 
 
 class Request(Strict):

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from gateway.schemas.base import (
     MAX_FREE_BYTES,
     MAX_INTEGER,
+    CacheHint,
     FreeForm,
     GenerationRequest,
     Refused,
@@ -16,6 +17,7 @@ from gateway.schemas.base import (
     small,
 )
 from gateway.schemas.rules import FILLED, TRUE, Rule, both, given, needs, unsaid
+from shared.errors import LONGEST_PARAM, shortened
 from shared.messages import Structured
 
 MAX_MESSAGES = 10_000
@@ -25,39 +27,42 @@ MAX_TOOLS = 1_000
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class TextPart(Strict):
     type: Literal["text"]
     text: str
+    cache_control: CacheHint = None
+    prompt_cache_breakpoint: CacheHint = None
 
 
-class RefusalPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class RefusalPart(Strict):
     type: Literal["refusal"]
     refusal: str
 
 
-class CalledFunction(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class CalledFunction(Strict):
     name: Annotated[str, Field(min_length=1)]
     arguments: Annotated[str, Field(max_length=MAX_FREE_BYTES)]  # JSON, and read as such
+    parsed_arguments: Any = None  # the same again, from OpenAI's own libraries
 
 
-class ToolCall(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class ToolCall(Strict):
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: CalledFunction
+    # Of a stream that a client has put together, and from LiteLLM: hints.
+    index: int | None = None
+    provider_specific_fields: FreeForm | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 FORCED_CALLS_NEED_TOOLS = needs("tool_choice", given("tools", FILLED), {"not": {"enum": [None, "none", "auto"]}})
 BY_ASSISTANT = given("role", {"const": "assistant"})
 SAYS = [given("content"), both(BY_ASSISTANT, given("tool_calls", FILLED)), both(BY_ASSISTANT, given("refusal", FILLED))]
 WHOLE: Rule = {
+    "additionalProperties": {"type": "null"},
     "anyOf": SAYS,
     "allOf": [
         needs("role", given("tool_call_id"), {"const": "tool"}),
@@ -66,8 +71,10 @@ WHOLE: Rule = {
 }
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", json_schema_extra=WHOLE)
+class Message(Strict):
+    """Clients send back what they were told, with fields of their own: those that are null say nothing."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=WHOLE)
 
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart | RefusalPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
@@ -76,6 +83,11 @@ class Message(BaseModel):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, as vLLM calls it
+    # Hints: what a reply had besides, and what OpenAI's libraries and LiteLLM made of it.
+    annotations: Annotated[list[Any], Field(max_length=MAX_PARTS)] | None = None
+    parsed: Any = None
+    provider_specific_fields: FreeForm | None = None
     # Of OpenAI's first API, and of its voices: left out in silence, they would be missing in the prompt.
     function_call: None = None
     audio: None = None
@@ -97,6 +109,9 @@ class Message(BaseModel):
             raise ValueError("a message of role 'tool' needs 'tool_call_id'")
         if self.tool_calls and self.role != "assistant":
             raise ValueError(f"a message of role '{self.role}' cannot have 'tool_calls'")
+        for name, value in (self.model_extra or {}).items():
+            if value is not None:
+                raise ValueError(f"unrecognized field {shortened(name, LONGEST_PARAM)!r}")
         return self
 
     def for_template(self) -> dict[str, Any]:
@@ -106,10 +121,10 @@ class Message(BaseModel):
             content = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
         message: dict[str, Any] = {"role": self.role, "content": content or self.refusal or ""}
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        for name in ("name", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, name)) is not None:
-                message[name] = value
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        thoughts = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        told = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": thoughts}
+        message.update((name, value) for name, value in told.items() if value is not None)
         return message
 
 
@@ -120,19 +135,19 @@ class Function(Strict):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class Tool(Strict):
     type: Literal["function"]
     function: Function
+    cache_control: CacheHint = None
 
 
-class Named(BaseModel):
-    """Of a function."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
+class Named(Strict):
+    """A function of the tools; what is said of it besides is said there."""
 
     name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class NamedTool(Strict):

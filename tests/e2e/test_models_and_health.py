@@ -22,6 +22,21 @@ def test_every_name_of_a_worker_is_listed(openai: OpenAI) -> None:
     assert {row.model_extra["max_model_len"] for row in rows if row.model_extra} == {8192}
 
 
+def test_of_the_models_the_first_are_listed_and_nothing_is_ignored(echo_stack: Stack) -> None:
+    assert [row["id"] for row in get(echo_stack, "/v1/models?limit=1&beta=true").json()["data"]] == ["echo"]
+    for query, name in (("limit=x", "limit"), ("limit=0", "limit"), ("after=x", "after"), ("limit=1&limit=2", "limit")):
+        refused = get(echo_stack, f"/v1/models?{query}")
+        assert (refused.status_code, error_of(refused)["param"]) == (400, name)
+    assert get(echo_stack, "/v1/models/echo?limit=1").status_code == 400
+
+
+def test_a_query_of_a_request_with_a_body_is_not_ignored_either(echo_stack: Stack) -> None:
+    body = chat("a", max_tokens=1)
+    assert post(echo_stack, "/v1/chat/completions?api-version=2026-01-01", body).status_code == 200
+    refused = post(echo_stack, "/v1/chat/completions?stream=true", body)
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "stream")
+
+
 def test_one_model_can_be_asked_for(openai: OpenAI) -> None:
     assert openai.models.retrieve("parrot").id == "parrot"
     with pytest.raises(sdk_module.NotFoundError) as caught:

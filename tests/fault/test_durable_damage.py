@@ -95,7 +95,8 @@ async def test_a_follower_is_told_that_a_log_cannot_be_read(stack: Stack, second
     client.begin(stack, 5, background=True)
     events = iter(sdk(second).responses.retrieve(client.id, stream=True))
     next(events)
-    bus.xadd(KEYS.log(client.id), {"made": "junk"})
+    bus.xadd(KEYS.log(client.id), {"made": "junk"})  # perhaps before its worker added anything
+    bus.expire(KEYS.log(client.id), 600)
     (*_, last) = events
     assert last.type == "response.failed"
     assert (await until_ended(second, client.id)).status == "failed"
