@@ -90,7 +90,7 @@ class Gateway:
         records = Records(self.redis, keys, int(response_ttl * 1000))
         self._followers = Followers(self.redis, keys, records)
         self._keeper = Keeper(self.redis, keys, self.hub, records, self._followers)
-        self.responses = Responses(self.generator, self.hub, self._keeper, self._followers, records)
+        self.responses = Responses(self.generator, self.hub, self._keeper, self._followers)
         self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
         self._janitor = Janitor(self.redis, keys, id)
         self._lease = GatewayLease(redis_url, keys.gateway(id))

@@ -18,6 +18,7 @@
     ├── EngineFailed              500 engine_error           (retryable)
     ├── WorkerLost                500 worker_lost            (its workers died; given up)
     ├── Unreadable                500 unreadable             (stored by another release, or damaged)
+    ├── StreamLost                500 stream_lost            (of a stored response, which is there)
     ├── NoWorkers                 503 model_unavailable
     ├── BusUnavailable            503 bus_unavailable
     ├── TooManyConnections        503 too_many_connections
@@ -153,6 +154,10 @@ class WorkerLost(TokenbusError):
 
 class Unreadable(TokenbusError):
     code = "unreadable"
+
+
+class StreamLost(TokenbusError):
+    code = "stream_lost"
 
 
 class NoWorkers(TokenbusError):

@@ -239,11 +239,12 @@ class ArgumentsDone(_OfItem):
 
 
 @shape
-class LeavingEvent(TypedDict):
-    """The server shuts down and the response goes on elsewhere: its number is that of the event before."""
+class BrokenOffEvent(TypedDict):
+    """Of the stream, not of the response: the server shuts down, or has lost the rest. Its number is that of the event
+    before."""
 
     type: Literal["error"]
-    code: Literal["shutting_down"]
+    code: Literal["shutting_down", "stream_lost"]
     message: str
     param: None
     sequence_number: Annotated[int, Field(ge=-1)]
@@ -259,7 +260,7 @@ ResponseStreamEvent = Annotated[
     | ReasoningTextDone
     | ArgumentsDelta
     | ArgumentsDone
-    | LeavingEvent,
+    | BrokenOffEvent,
     Field(discriminator="type"),
 ]
 

@@ -8,7 +8,7 @@ from gateway.responses.output import ended, pieces_of, so_far
 from gateway.responses.records import Record, Records
 from shared.connection import BUS_ERRORS, Bus
 from shared.durable import DurableLogs, Log
-from shared.errors import InvalidRequest, NotFound, TokenbusError
+from shared.errors import InvalidRequest, NotFound, StreamLost, TokenbusError
 from shared.keys import Keys
 from shared.logging import get_logger
 
@@ -119,4 +119,4 @@ class Followers:
         one.is_missing = not is_there
         if has_ended:
             why = "The rest of this stream is lost; retrieve the response without 'stream'."
-            one.recording.fail(TokenbusError(why))
+            one.recording.fail(StreamLost(why))

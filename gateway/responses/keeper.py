@@ -1,8 +1,11 @@
 """The stored responses that this gateway owns: opened, ended, cancelled, deleted, adopted from gateways that died."""
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any
+
+from redis.exceptions import OutOfMemoryError
 
 from gateway.durable import OwnedLogs
 from gateway.hub import CANCELLED, Hub
@@ -12,7 +15,7 @@ from gateway.responses.output import ended
 from gateway.responses.records import Record, Records
 from shared.connection import BUS_ERRORS, Bus
 from shared.durable import DurableLogs, Owned
-from shared.errors import Cancelled, Unreadable
+from shared.errors import BusUnavailable, Cancelled, Unreadable
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Frame, Job, Withdrawn, encode
@@ -25,6 +28,7 @@ class Keeper:
     EVERY_S = 0.5
     STORING = 4  # at a time
     STORED_WITHIN_S = 2.0  # after that a client is told the end all the same
+    RESTORED_WITHIN_S = 2.0  # by all gateways, what Redis has lost
 
     def __init__(self, redis: Bus, keys: Keys, hub: Hub, records: Records, followers: Followers) -> None:
         self._redis = redis
@@ -37,6 +41,7 @@ class Keeper:
         self._patience = Patience()
         self._patience.missed()
         self._subscriptions = 1  # of the hub, when all that is open was in Redis
+        self._restored_at = float("-inf")
         self._open: dict[str, Recording] = {}
         self._to_store: asyncio.Queue[Recording | str] = asyncio.Queue()  # by its id: to be forgotten
 
@@ -51,6 +56,22 @@ class Keeper:
         """Stores what is needed to go on with the job elsewhere."""
         await self._records.create(job, response, items)
         return self._recording(Record(response, items, job=job))
+
+    async def load(self, id: str) -> Record | None:
+        """As it is in Redis, where what runs here is stored again if it was lost. Raises Unreadable, and BusUnavailable
+        if another gateway may be about to do so."""
+        record = await self._records.load(id)
+        if record is None and (recording := self._open.get(id)) is not None:
+            await self._restore(recording)
+            record = await self._records.load(id)
+        if record is None and self._may_be_lost():
+            raise BusUnavailable("The message bus came back a moment ago; try again.", retry_after=1)
+        return record
+
+    def _may_be_lost(self) -> bool:
+        if not self._hub.is_subscribed or self._hub.subscriptions != self._subscriptions:
+            return True
+        return time.monotonic() - self._restored_at < self.RESTORED_WITHIN_S
 
     def _recording(self, record: Record) -> Recording:
         recording = Recording(record.response, record.items, self._ended, self._moved, record.job)
@@ -93,9 +114,9 @@ class Keeper:
     async def _store(self, recording: Recording) -> None:
         """But not what failed before its client was told that there is a response, nor what was deleted meanwhile."""
         assert recording.end is not None
-        if recording.end.code is not None:
+        if recording.end.code is not None and self._is_open(recording):
             recording.end = await self._owned.close(recording, recording.end)
-        if self._open.get(recording.id) is not recording:
+        if not self._is_open(recording):
             pass
         elif recording.end.code is not None and not recording.pieces and not recording.response["background"]:
             await self._forget(recording.id)
@@ -104,6 +125,9 @@ class Keeper:
             await self._records.finish(recording, self._hub.id, response)
             self._open.pop(recording.id, None)
         recording.release()
+
+    def _is_open(self, recording: Recording) -> bool:
+        return self._open.get(recording.id) is recording
 
     # -- cancelled by a client ------------------------------------------------------------------------------------
 
@@ -125,6 +149,8 @@ class Keeper:
             self._hub.cancel([job_of(recording.id)])
             recording.fail(Cancelled(CANCELLED))
             await recording.released.wait()
+            if self._is_open(recording):  # nobody could store it so far: it is told why
+                await self._store(recording)
 
     async def _owner_cancels(self, record: Record, job: Job) -> bool:
         """False if it does not answer: it is dead, perhaps."""
@@ -146,15 +172,21 @@ class Keeper:
         id = record.response["id"]
         if record.end is not None:
             await self._forget(id)
-        else:
+            return
+        try:
             await self.cancel(record)
             await self._take_back(id)
+        except OutOfMemoryError:
+            if id not in self._open:
+                raise
+            await self._forget(id)  # which makes room
+            self.withdraw(id)
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self.EVERY_S)
             try:
-                await self._restore()
+                await self._restore_lost()
                 for gateway in await self._dead_owners():
                     await self._inherit(gateway)
             except BUS_ERRORS as error:
@@ -163,15 +195,19 @@ class Keeper:
 
     # -- lost with Redis ------------------------------------------------------------------------------------------
 
-    async def _restore(self) -> None:
+    async def _restore_lost(self) -> None:
         """After a lost connection: Redis may have come back without the responses that run here."""
         subscriptions = self._hub.subscriptions
         if subscriptions == self._subscriptions:
             return
         for recording in list(self._open.values()):
-            if await self._is_lost(recording.id) and recording.end is None:
-                await self._records.restore(recording, self._hub.id)
+            await self._restore(recording)
         self._subscriptions = subscriptions
+        self._restored_at = time.monotonic()
+
+    async def _restore(self, recording: Recording) -> None:
+        if await self._is_lost(recording.id) and self._is_open(recording):
+            await self._records.restore(recording, self._hub.id)
 
     async def _is_lost(self, id: str) -> bool:
         """One that another gateway owns, and has no record of, was deleted there."""

@@ -13,7 +13,7 @@ from gateway.replies import WholeReply
 from gateway.responses.errors import param_of
 from gateway.responses.output import OutputItems, ended, outcome
 from gateway.templates import EventTemplate, typed_event
-from shared.errors import ShuttingDown, TokenbusError
+from shared.errors import ShuttingDown, StreamLost, TokenbusError
 from shared.messages import End
 
 EVENT_OF = {
@@ -111,7 +111,7 @@ class ResponseEvents(EventTemplate):
         return self._ending(self._end)
 
     def error(self, error: TokenbusError) -> bytes:
-        if isinstance(error, ShuttingDown):  # not the response's end, so it has no number of its own
+        if isinstance(error, ShuttingDown | StreamLost):  # not the response's end, so it has no number of its own
             told = {"type": "error", "code": error.code, "message": error.message, "param": param_of(error.param)}
             return typed_event(told | {"sequence_number": self._next - 1})
         return self._ending(End(code=error.code, message=error.message, param=error.param))

@@ -14,7 +14,7 @@ from gateway.recording import Recording
 from gateway.responses.followers import Followers
 from gateway.responses.items import Item, ItemReference, Said, check_ids, conversation, read_items, stored_items
 from gateway.responses.keeper import Keeper
-from gateway.responses.records import Record, Records
+from gateway.responses.records import Record
 from gateway.responses.replies import RecordedAnswer
 from gateway.responses.schemas import InputTokensRequest, PromptOfResponse, ResponsesRequest
 from gateway.schemas.chat import ChatCompletionRequest
@@ -27,12 +27,11 @@ MOST_RECALLED_BYTES = 32 * 2**20  # of stored items in one request, each time th
 
 
 class Responses:
-    def __init__(self, generator: Generator, hub: Hub, keeper: Keeper, followers: Followers, records: Records) -> None:
+    def __init__(self, generator: Generator, hub: Hub, keeper: Keeper, followers: Followers) -> None:
         self._generator = generator
         self._hub = hub
         self._keeper = keeper
         self._followers = followers
-        self._records = records
 
     async def create(self, body: ResponsesRequest, asked: Asked) -> Answer:
         before, said = await self._said(body, asked)
@@ -79,7 +78,7 @@ class Responses:
         return before, said
 
     async def _previous(self, id: str) -> Record:
-        record = await self._records.load(id)
+        record = await self._keeper.load(id)
         param = "previous_response_id"
         if record is None:
             raise PreviousNotFound(f"Previous response with id '{id}' not found.", param=param)
@@ -108,7 +107,7 @@ class Responses:
         if place := ITEM_ID.fullmatch(id):
             response = f"resp_{place[1]}"
             if response not in stored:
-                record = await self._records.load(response)
+                record = await self._keeper.load(response)
                 stored[response] = [] if record is None else [*record.items, *record.response["output"]]
             for item in stored[response]:
                 if item["id"] == id and not isinstance(said := read_items([item])[0], ItemReference):
@@ -142,7 +141,7 @@ class Responses:
         return (await self._find(id)).items
 
     async def _find(self, id: str) -> Record:
-        record = await self._records.load(id)
+        record = await self._keeper.load(id)
         if record is None:
             raise NotFound(f"Response with id '{id}' not found.")
         return record

@@ -33,7 +33,7 @@ MAX_INTEGER = 2**64 - 1  # larger ones are no integers for the parser
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Field(max_length=32, fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIdKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no other keys than strings
+TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # "01" would be the same
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[
     dict[TokenIdKey, Bias],

@@ -3,10 +3,12 @@ hand."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from gateway.hub import Hub
 from gateway.metrics import Metrics
@@ -14,8 +16,9 @@ from gateway.recording import Recording
 from gateway.responses.followers import Followers
 from gateway.responses.keeper import CANCELLED, Keeper
 from gateway.responses.records import Record, Records
+from gateway.responses.replies import ResponseEvents
 from shared.durable import DurableLogs, Log
-from shared.errors import Cancelled
+from shared.errors import BusUnavailable, Cancelled, StreamLost
 from shared.keys import Keys
 from shared.messages import End, Job, Progress, Usage
 from tests.conftest import wait_until
@@ -127,6 +130,77 @@ async def test_what_another_gateway_deleted_is_not_restored(bus: Bus, client: An
     assert await bus.record() is None
 
 
+async def test_what_redis_lost_is_there_for_whoever_asks_its_owner(bus: Bus, client: Any, keys: Keys) -> None:
+    await bus.keeper.open(job(), RESPONSE, [])
+    await client.flushall()
+    record = await bus.keeper.load(ID)
+    assert record is not None
+    assert record.response == RESPONSE
+    assert await bus.record() == record
+
+
+async def test_what_another_gateway_may_store_again_is_not_called_unknown(bus: Bus, client: Any, keys: Keys) -> None:
+    other = "resp_" + "2" * 32
+    await bus.hub.ready()
+    assert await bus.keeper.load(other) is None
+    await client.client_kill_filter(_type="pubsub")
+
+    async def is_unavailable() -> bool:
+        try:
+            await bus.keeper.load(other)
+        except BusUnavailable:
+            return True
+        return False
+
+    await wait_until(is_unavailable, description="it is noticed that connections were lost")
+    await wait_until(lambda: bus.keeper._restored_at > 0, description="its own are restored")
+    assert await is_unavailable()
+    bus.keeper._restored_at -= bus.keeper.RESTORED_WITHIN_S
+    assert await bus.keeper.load(other) is None
+
+
+@asynccontextmanager
+async def full_redis(client: Any) -> AsyncIterator[None]:
+    await client.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        await client.config_set("maxmemory", 0)
+
+
+async def test_a_cancellation_that_a_full_redis_does_not_store_is_told_so(bus: Bus, client: Any) -> None:
+    await bus.hub.ready()
+    recording = await bus.keeper.open(job(), RESPONSE, [])
+    record = await bus.keeper.load(ID)
+    assert record is not None
+    async with full_redis(client):
+        for _ in range(2):
+            with pytest.raises(OutOfMemoryError):
+                await bus.keeper.cancel(record)
+        assert recording.released.is_set()
+    await bus.keeper.cancel(record)
+    assert (await bus.stored()).response["status"] == "cancelled"
+
+
+async def test_a_full_redis_forgets_what_it_is_told_to(bus: Bus, client: Any, keys: Keys) -> None:
+    await bus.hub.ready()
+    await bus.keeper.open(job(), RESPONSE, [])
+    await bus.append(0, [PIECE])
+    record = await bus.keeper.load(ID)
+    assert record is not None
+    async with full_redis(client):
+        await bus.keeper.delete(record)
+        assert not await client.exists(keys.response(ID), keys.log(ID))
+
+    async def is_fenced() -> bool:
+        owner = await client.get(keys.owner(ID))
+        return owner is not None and not owner.startswith(b"0 ")
+
+    await wait_until(is_fenced, description="what makes it cannot write any more")
+    await wait_until(bus.keeper._to_store.empty, description="all is stored")
+    assert not await client.exists(keys.response(ID), keys.log(ID))
+
+
 async def test_what_ends_as_redis_comes_back_empty_is_stored_whole(bus: Bus, client: Any, keys: Keys) -> None:
     items = [{"id": "msg_1", "type": "message", "role": "user", "status": "completed", "content": []}]
     recording = await bus.keeper.open(job(), RESPONSE, items)
@@ -208,3 +282,21 @@ async def test_pieces_that_were_written_again_are_read_once(bus: Bus, keys: Keys
     await bus.append(0, [PIECE, Progress(text="b"), Progress(text="c")], DONE)
     await bus.logs.read((ID, log))
     assert ([piece.text for piece in log.made], log.end) == (["a", "b", "c"], DONE)
+
+
+async def test_a_stream_whose_rest_is_lost_is_no_failed_response(bus: Bus, client: Any, keys: Keys) -> None:
+    recording = await bus.keeper.open(job(), RESPONSE, [])
+    record = await bus.keeper.load(ID)
+    assert record is not None
+    followers = Followers(client, keys, bus.records)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(followers.run(), name="followers")
+        followed = await followers.open(record, in_part=False)
+        recording.add(0, PIECE)  # its worker could not log it
+        recording.ended(DONE)
+        assert (await bus.stored()).end == DONE
+        await followed.released.wait()
+        running.cancel()
+    assert followed.end is not None
+    told = ResponseEvents(RESPONSE).error(StreamLost(followed.end.message))
+    assert (followed.end.code, told.split(b"\n")[0]) == ("stream_lost", b"event: error")
