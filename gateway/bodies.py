@@ -2,16 +2,15 @@
 
 import gc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.types import Receive
 
 from gateway.schemas.base import Unsupported
-from gateway.schemas.converted import details
+from gateway.schemas.wrong import wrong
 from shared.errors import BodyTooLarge, InvalidRequest, QueueFull, UnsupportedMediaType, UnsupportedParameter
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -109,42 +108,9 @@ def _parsed(raw: bytes, schema: type[Body]) -> Body:
     except Unsupported as error:
         refusal = UnsupportedParameter(str(error), param=error.param)
     except ValidationError as error:
-        refusal = _invalid(error, body)
+        message, param = wrong(error, body)
+        refusal = InvalidRequest(message, param=param)
     except RecursionError:
         refusal = InvalidRequest("The request body is nested too deeply.")
     del body  # and not raised where it was caught: a traceback keeps what its frames have
     raise refusal
-
-
-def _invalid(error: ValidationError, body: Any) -> InvalidRequest:
-    try:
-        errors = details(error)
-    except ValueError as many:
-        return InvalidRequest(str(many))
-    places = [_wrong(one, body) for one in errors]
-    # Of a value that may be one of several things, the one that it has come closest to being tells most.
-    alike = [number for number, place in enumerate(places) if place[:1] == places[0][:1]]
-    number = max(alike, key=lambda number: len(places[number]))
-    place, reason = places[number], errors[number]["msg"].removeprefix("Value error, ")
-    if not place:
-        return InvalidRequest(reason)
-    name = ".".join(place)
-    if errors[number]["type"] == "extra_forbidden":
-        return InvalidRequest(f"Unrecognized request argument supplied: {name}", param=place[0])
-    return InvalidRequest(f"Invalid value for '{name}': {reason}", param=place[0])
-
-
-def _wrong(error: ErrorDetails, body: Any) -> list[str]:
-    """The place of what is wrong, be it only that it is missing."""
-    missing = [str(error["loc"][-1])] if error["type"] == "missing" else []
-    return _place(error["loc"], body) + missing
-
-
-def _place(parts: Sequence[int | str], body: Any) -> list[str]:
-    """Where in the body it is, without what pydantic calls the alternatives on the way; they may be called as keys."""
-    if not parts:
-        return []
-    part, skipped = parts[0], _place(parts[1:], body)
-    is_there = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
-    taken = [str(part), *_place(parts[1:], body[part])] if is_there else []
-    return taken if len(taken) > len(skipped) else skipped

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     Discriminator,
     Field,
     Tag,
@@ -15,7 +14,7 @@ from pydantic import (
 
 from gateway.schemas.base import CacheHint, DirectCaller, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_PARTS
-from gateway.schemas.converted import first_of
+from gateway.schemas.wrong import wrong
 
 
 class ItemText(Strict):
@@ -147,16 +146,17 @@ class ItemReference(Strict):
 KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 
 
-def _kind(item: Any) -> str:
-    """Raises ValueError for one of another kind: what pydantic would say of it is long."""
-    if isinstance(item, BaseModel):  # read before
-        item = item.model_dump(include={"type", "role"})
-    if not isinstance(item, dict):
-        raise ValueError("an item must be an object")
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
-    if kind not in KINDS:
-        raise ValueError(f"items of type {kind_of(item)} are not supported; this server takes {', '.join(KINDS)}")
-    return str(kind)
+def _kind(item: dict[str, Any]) -> Any:
+    return item.get("type") or ("message" if "role" in item else "item_reference")
+
+
+def check_kinds(items: Sequence[Any]) -> None:
+    """Raises ValueError for an item of another kind: what pydantic would say of it is long."""
+    for item in items:
+        if not isinstance(item, dict):
+            raise ValueError("an item must be an object")
+        if _kind(item) not in KINDS:
+            raise ValueError(f"items of type {kind_of(item)} are not supported; this server takes {', '.join(KINDS)}")
 
 
 Item = Annotated[
@@ -172,16 +172,20 @@ _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(Items)
 Said = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
 
 
-def read_items(raw: Any) -> list[Item]:
-    """Raises ValueError with the first thing that is wrong."""
+def read_items(raw: list[Any]) -> list[Item]:
+    """Raises ValueError with what is wrong."""
+    check_kinds(raw)
     try:
         return _ITEMS.validate_python(raw)
     except ValidationError as error:
-        raise ValueError(first_of(error, "input.")) from None
+        raise ValueError(wrong(error, raw).message) from None
 
 
-def check_ids(items: Iterable[Said]) -> None:
-    """Pages of items go on after an id. Raises ValueError for one that comes twice."""
+def check_whole(items: Sequence[Said]) -> None:
+    """What is stored of a conversation. Raises ValueError for more than it may have, and for an id that comes twice:
+    pages of items go on after one."""
+    if len(items) > MAX_MESSAGES:
+        raise ValueError(f"a conversation has at most {MAX_MESSAGES} items")
     seen: set[str] = set()
     for id in (item.id for item in items if item.id):
         if id in seen:

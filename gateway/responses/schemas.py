@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.responses.items import Item, Items, MessageItem, read_items
+from gateway.responses.items import Item, Items, MessageItem, check_kinds
 from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, SampledRequest, Strict, kind_of
 from gateway.schemas.chat import (
     FORCED_CALLS_NEED_TOOLS,
@@ -122,8 +122,10 @@ class PromptOfResponse(Request):
 
     @field_validator("input", mode="before")
     @classmethod
-    def _read(cls, input: Any) -> Any:
-        return read_items(input) if isinstance(input, list) else input
+    def _of_known_kinds(cls, input: Any) -> Any:
+        if isinstance(input, list):
+            check_kinds(input)
+        return input
 
     @field_validator("tools", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from gateway.generate import Answer, Generator
 from gateway.hub import Hub
 from gateway.recording import Recording
 from gateway.responses.followers import Followers
-from gateway.responses.items import Item, ItemReference, Said, check_ids, conversation, read_items, stored_items
+from gateway.responses.items import Item, ItemReference, Said, check_whole, conversation, read_items, stored_items
 from gateway.responses.keeper import Keeper
 from gateway.responses.records import Record
 from gateway.responses.replies import RecordedAnswer
@@ -70,9 +70,8 @@ class Responses:
             before = [*record.items, *record.response["output"]]
             _recall(record.size, asked)
         try:
-            items = read_items([*before, *body.items])  # more of them than a conversation may have, perhaps
-            said = await self._resolved(items, asked)
-            check_ids(said)
+            said = await self._resolved([*read_items(before), *body.items], asked)
+            check_whole(said)
         except ValueError as error:
             raise InvalidRequest(str(error), param="input") from None
         return before, said

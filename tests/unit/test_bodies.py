@@ -87,7 +87,7 @@ PLACES: dict[str, tuple[type[Request], dict[str, Any]]] = {
 def test_thousands_of_unknown_fields_are_counted_and_not_told(place: str) -> None:
     """To tell a million of them takes seconds, on the event loop."""
     schema, body = PLACES[place]
-    with pytest.raises(InvalidRequest, match=r"more than 1000 fields are unknown or wrong$"):
+    with pytest.raises(InvalidRequest, match=r"[mM]ore than 1000 fields are unknown or wrong.$"):
         parse(orjson.dumps({"model": "m"} | body), schema)
 
 

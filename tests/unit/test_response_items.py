@@ -67,6 +67,11 @@ def test_the_output_of_no_call_is_refused() -> None:
         ({"type": "function_call_output", "call_id": "x", "output": [{"type": "input_file"}]}, "'input_file'"),
         ({"type": "function_call", "call_id": "", "name": "f", "arguments": ""}, "call_id"),
         ({"type": ["message"]}, "items of type"),
+        (CALL | {"namespace": "n"}, "namespace"),
+        (CALL | {"weight": 1}, "weight"),
+        (THOUGHT | {"encrypted_content": "abc"}, "encrypted_content"),
+        ({"role": "user", "content": [{"type": "input_text", "text": "x", "weight": 1}]}, "weight"),
+        ({"id": "msg_1", "weight": 1}, "weight"),
         (3, "object"),
         ({}, "id"),
     ],
@@ -83,6 +88,23 @@ def test_stored_items_have_ids_and_read_as_what_they_were() -> None:
     assert [item["id"] for item in stored] == ["msg_ab_i0", "msg_ab_i1", "rs_1", "fc_ab_i3", "fco_ab_i4"]
     assert conversation(None, read_items(stored)) == conversation(None, items)  # type: ignore[arg-type]
     assert stored_items(read_items(stored), "cd") == stored  # type: ignore[arg-type]
+
+
+def test_what_clients_send_back_is_stored_as_what_it_is() -> None:
+    text = {"type": "output_text", "text": "y", "annotations": [], "logprobs": [], "parsed": {"a": 1}}
+    sent = [
+        {"type": None, "role": "assistant", "content": [text], "phase": "commentary", "status": "completed"},
+        CALL | {"caller": {"type": "direct"}, "parsed_arguments": {}, "namespace": None, "status": None},
+        OUTPUT | {"name": "f", "output": [{"type": "input_text", "text": "4", "prompt_cache_breakpoint": None}]},
+        {"type": "reasoning", "summary": None, "encrypted_content": None},
+    ]
+    del text["parsed"]
+    assert stored_items(read_items(sent), "ab") == [  # type: ignore[arg-type]
+        {"id": "msg_ab_i0", "type": "message", "role": "assistant", "status": "completed", "content": [text]},
+        CALL | {"id": "fc_ab_i1", "status": "completed"},
+        OUTPUT | {"id": "fco_ab_i2", "status": "completed", "output": [{"type": "input_text", "text": "4"}]},
+        {"id": "rs_ab_i3", "type": "reasoning", "summary": []},
+    ]
 
 
 PIECES = [

@@ -98,6 +98,7 @@ def test_what_changes_no_answer_is_accepted(field: str, value: Any) -> None:
         ("logit_bias", {"1": 101}),
         ("logit_bias", {"one": 1}),
         ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"1": 1, "01": 2}),  # one id
         ("min_tokens", -1),
         ("stop_token_ids", ["1"]),
         ("response_format", {"type": "yaml"}),
@@ -204,6 +205,56 @@ def test_text_parts_become_one_string() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = ChatCompletionRequest.model_validate(CHAT | {"messages": [{"role": "user", "content": parts}]})
     assert body.messages[0].for_template() == {"role": "user", "content": "a\nb"}
+
+
+SENT_BACK: dict[str, Any] = {
+    "role": "assistant",
+    "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
+    "tool_calls": [
+        {"id": "c", "index": 0, "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}},
+        {"id": "d", "type": None, "function": {"name": "f", "arguments": "{}"}, "provider_specific_fields": {}},
+    ],
+    "annotations": [],
+    "parsed": {"a": 1},
+    "provider_specific_fields": {"refusal": None},
+    "audio": None,
+    "function_call": None,
+    "of_a_client": None,
+}
+
+
+def test_what_clients_send_back_of_a_reply_does_not_reach_the_template() -> None:
+    body = ChatCompletionRequest.model_validate(CHAT | {"messages": [SENT_BACK]})
+    calls = [{"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for id in ("c", "d")]
+    assert body.messages[0].for_template() == {"role": "assistant", "content": "a", "tool_calls": calls}
+
+
+@pytest.mark.parametrize(
+    ("fields", "thoughts"),
+    [
+        ({"reasoning": "hm"}, "hm"),
+        ({"reasoning_content": "hm", "reasoning": "hm"}, "hm"),
+        ({"reasoning_content": "", "reasoning": "hm"}, ""),
+    ],
+)
+def test_thoughts_are_read_by_either_name(fields: dict[str, Any], thoughts: str) -> None:
+    body = ChatCompletionRequest.model_validate(CHAT | {"messages": [{"role": "assistant", "content": "a"} | fields]})
+    assert body.messages[0].for_template()["reasoning_content"] == thoughts
+
+
+UNKNOWN: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "x", "weight": 1}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "weight": 1}]}]},
+    {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "function": NAMED["function"], "weight": 1}]}]},
+    {"tools": [TOOL | {"weight": 1}]},
+    {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f", "weight": 1}}},
+]
+
+
+@pytest.mark.parametrize("fields", UNKNOWN)
+def test_what_is_unknown_is_refused_at_any_depth(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="weight"):
+        ChatCompletionRequest.model_validate(CHAT | fields)
 
 
 def test_an_assistant_message_with_tool_calls_needs_no_content() -> None:
