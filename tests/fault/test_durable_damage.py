@@ -117,14 +117,18 @@ def far_away(own_stack: Stack, tmp_path: Path) -> Iterator[Stack]:
     stack.close()
 
 
+async def begin(stack: Stack, far_away: Stack) -> None:
+    await stack.gateway()
+    await far_away.gateway()
+    await stack.worker(*FLAGS)
+    await rows(stack, 1)
+
+
 async def test_a_log_that_was_written_again_is_not_told_twice(
     own_stack: Stack, far_away: Stack, own_redis: RedisServer
 ) -> None:
     """By another gateway, as Redis comes back empty."""
-    await own_stack.gateway()
-    await far_away.gateway()
-    await own_stack.worker(*FLAGS)
-    await rows(own_stack, 1)
+    await begin(own_stack, far_away)
     client, far = Client(), Client()
     client.begin(own_stack, 5, background=True)
     events = iter(sdk(far_away).responses.retrieve(client.id, stream=True))
@@ -139,10 +143,7 @@ async def test_what_redis_lost_is_never_called_unknown(
     own_stack: Stack, far_away: Stack, own_redis: RedisServer
 ) -> None:
     """Its gateway stores it again; until then the other one does not know."""
-    await own_stack.gateway()
-    await far_away.gateway()
-    await own_stack.worker(*FLAGS)
-    await rows(own_stack, 1)
+    await begin(own_stack, far_away)
     id = sdk(own_stack).responses.create(**asked(background=True)).id
     own_redis.kill()
     own_redis.start()
