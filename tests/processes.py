@@ -83,8 +83,9 @@ class Stack:
         process = self.spawn(module, *flags, **environment)
 
         def ready() -> bool:
-            assert not process.ended, process.said()
-            return " serves " in process.said()
+            has_served = " serves " in process.said()  # poison may have ended it since
+            assert has_served or not process.ended, process.said()
+            return has_served
 
         await wait_until(ready, description=f"worker ready; {process.log}", timeout=180)
         return process
