@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from shared.errors import InvalidRequest
 
-HINTS = frozenset({"api-version", "beta"})  # Azure's clients and Anthropic's send them with everything
+HINTS = frozenset({"api-version", "beta", "client_version"})  # of Azure's clients, Anthropic's, and Codex
 
 
 def check_query(query: bytes, known: Mapping[str, FieldInfo] | None = None) -> None:

@@ -5,26 +5,16 @@ A budget for thinking becomes an effort, since no chat template takes a number o
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from gateway.anthropic.turns import Texts, Turn, check_blocks, conversation
-from gateway.schemas.base import MAX_INTEGER, CacheHint, FreeForm, Refused, Request, Stops, Strict, kind_of
+from gateway.schemas.base import MAX_INTEGER, CacheHint, FreeForm, Off, Refused, Request, Stops, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, FunctionName
 from gateway.schemas.converted import chat_request
 from gateway.schemas.rules import FILLED, Rule, given, needs
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 MODES = {"auto": "auto", "any": "required", "none": "none"}
-
-
-def off(value: bool) -> bool:
-    """Raises ValueError."""
-    if value:
-        raise ValueError("Input should be False: it is not supported")
-    return value
-
-
-Off = Annotated[bool, AfterValidator(off), Field(json_schema_extra={"const": False})]  # Literal[False] takes 0 as well
 
 
 class ToolDefinition(Strict):

@@ -23,10 +23,10 @@ Mode = Literal["validation", "serialization"]
 
 ABOUT = """\
 Many local models behind one address. A field, or a parameter of a query, that is not described is refused with 400, as
-is one that is not honoured and not `null`. In queries `api-version` and `beta` change nothing, nor does any parameter
-of health and metrics. Integers are written without a fraction: `2`, not `2.0`. `HEAD` is `GET` without the body.
-Another method than those of a path is answered with 405, and `Allow` says which there are; another path with 404. Rules
-between fields that no schema can say are told by the 400.
+is one that is not honoured and not `null`. In queries `api-version`, `beta` and `client_version` change nothing, nor
+does any parameter of health and metrics. Integers are written without a fraction: `2`, not `2.0`. `HEAD` is `GET`
+without the body. Another method than those of a path is answered with 405, and `Allow` says which there are; another
+path with 404. Rules between fields that no schema can say are told by the 400.
 """
 REQUEST_ID: Parameter = {
     "name": "x-request-id",

@@ -1,6 +1,6 @@
 """The items of a response's input and output, as they are sent and stored, and as chat messages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -12,47 +12,37 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.schemas.base import CacheHint, DirectCaller, Strict, kind_of
+from gateway.schemas.base import DirectCaller, NotHonoured, Strict, kind_of
 from gateway.schemas.chat import MAX_MESSAGES, MAX_PARTS
+from gateway.schemas.parts import Part, RefusalPart, check_parts
 from gateway.schemas.wrong import wrong
 
 
-class ItemText(Strict):
+class ItemText(Part):
+    hints = frozenset({"annotations", "logprobs", "parsed", "prompt_cache_breakpoint"})
+
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
-    # Hints: what a reply had besides, and what OpenAI's libraries made of it.
-    annotations: Annotated[list[Any], Field(max_length=MAX_PARTS)] | None = None
-    logprobs: list[Any] | None = None
-    parsed: Any = None
-    prompt_cache_breakpoint: CacheHint = None
 
     def stored(self) -> dict[str, Any]:
         return {"type": self.type, "text": self.text}
 
 
-class ItemRefusal(Strict):
-    type: Literal["refusal"]
-    refusal: str
-
+class ItemRefusal(RefusalPart):
     def stored(self) -> dict[str, Any]:
         return {"type": self.type, "refusal": self.refusal}
 
 
-Part = ItemText | ItemRefusal
-Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
-PART_KINDS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
+ItemPart = ItemText | ItemRefusal
+Parts = Annotated[list[ItemPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+PARTS: Mapping[str, type[Part]] = {**dict.fromkeys(TEXTS, ItemText), "refusal": ItemRefusal}
 
 
-def text_of(content: str | Sequence[Part] | None) -> str:
+def text_of(content: str | Sequence[ItemPart] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "\n".join(part.text if isinstance(part, ItemText) else part.refusal for part in content)
-
-
-def _check_parts(content: Any) -> None:
-    for part in content if isinstance(content, list) else ():
-        if not isinstance(part, dict) or part.get("type") not in PART_KINDS:
-            raise ValueError(f"content parts of type {kind_of(part)} are not supported; this server takes text")
 
 
 class _Item(Strict):
@@ -66,7 +56,7 @@ class _Item(Strict):
     def _only_text(cls, item: Any) -> Any:
         if isinstance(item, dict):
             for name in ("content", "output", "summary"):
-                _check_parts(item.get(name))
+                check_parts(item.get(name), PARTS)
         return item
 
 
@@ -93,7 +83,7 @@ class FunctionCallItem(_Item):
     call_id: str = Field(min_length=1)
     name: str = Field(min_length=1)
     arguments: str
-    namespace: None = None
+    namespace: NotHonoured = None
     # Hints: only the model itself calls.
     caller: DirectCaller | None = None
     parsed_arguments: Any = None
@@ -109,7 +99,7 @@ class FunctionOutputItem(_Item):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
     output: str | Parts
-    namespace: None = None
+    namespace: NotHonoured = None
     # Hints: the call tells both.
     name: str | None = None
     caller: DirectCaller | None = None
@@ -125,7 +115,7 @@ class ReasoningItem(_Item):
     type: Literal["reasoning"]
     summary: Parts | None = None
     content: Parts | None = None
-    encrypted_content: Literal[""] | None = None  # none is ever given out
+    encrypted_content: NotHonoured = None  # none is ever given out
 
     @property
     def text(self) -> str:

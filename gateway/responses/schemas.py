@@ -5,12 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from gateway.responses.items import Item, Items, MessageItem, check_kinds
-from gateway.schemas.base import MAX_INTEGER, FreeForm, Refused, Request, SampledRequest, Strict, kind_of
+from gateway.schemas.base import MAX_INTEGER, FreeForm, Off, Refused, Request, SampledRequest, Strict, kind_of
 from gateway.schemas.chat import (
     FORCED_CALLS_NEED_TOOLS,
     MAX_TOOLS,
     ChatCompletionRequest,
     FunctionName,
+    Named,
     ReasoningEffort,
 )
 from gateway.schemas.converted import chat_request
@@ -36,14 +37,20 @@ class FunctionTool(Strict):
     description: str | None = None
     parameters: FreeForm | None = None
     strict: bool | None = None
+    # Hints: only the model itself calls, and all tools are there from the beginning.
+    allowed_callers: Annotated[list[Literal["direct"]], Field(fail_fast=True)] | None = None
+    defer_loading: Off | None = None
 
     def for_chat(self) -> dict[str, Any]:
-        return {"type": "function", "function": self.model_dump(exclude={"type"})}
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function | {"strict": self.strict}}
 
 
-class NamedFunction(Strict):
+class NamedFunction(Named):
     type: Literal["function"]
-    name: str
+
+    def told(self) -> dict[str, Any]:
+        return {"type": self.type, "name": self.name}
 
     def for_chat(self) -> dict[str, Any]:
         return {"type": "function", "function": {"name": self.name}}
@@ -53,6 +60,9 @@ class AllowedFunctions(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Field(min_length=1, fail_fast=True)]
+
+    def told(self) -> dict[str, Any]:
+        return {"type": self.type, "mode": self.mode, "tools": [tool.told() for tool in self.tools]}
 
     def for_chat(self) -> dict[str, Any]:
         allowed = {"mode": self.mode, "tools": [tool.for_chat() for tool in self.tools]}

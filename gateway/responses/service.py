@@ -172,6 +172,7 @@ def _chat(body: PromptOfResponse, said: Sequence[Said]) -> ChatCompletionRequest
 def described(body: ResponsesRequest, id: str) -> dict[str, Any]:
     """The response object, before anything is made: what was asked for, with the defaults."""
     said = body.model_dump(mode="json", by_alias=True, exclude={"input"})
+    choice = body.tool_choice or "auto"
     text, reasoning = said["text"] or {}, said["reasoning"] or {}
     return {
         "id": id,
@@ -196,7 +197,7 @@ def described(body: ResponsesRequest, id: str) -> dict[str, Any]:
         "store": body.is_stored,
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": text.get("verbosity") or "medium"},
-        "tool_choice": "auto" if said["tool_choice"] is None else said["tool_choice"],
+        "tool_choice": choice if isinstance(choice, str) else choice.told(),
         "tools": said["tools"] or [],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,

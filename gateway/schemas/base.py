@@ -85,10 +85,49 @@ FreeForm = Annotated[dict[str, Any], AfterValidator(small)]
 CacheHint = FreeForm | None  # no answer depends on what is kept of a prompt
 
 
+def absent(value: Any) -> None:
+    """Raises ValueError."""
+    if value not in (None, ""):
+        raise ValueError("it is not supported by this server")
+
+
+NotHonoured = Annotated[None, BeforeValidator(absent)]
+
+
+def off(value: bool) -> bool:
+    """Raises ValueError."""
+    if value:
+        raise ValueError("Input should be False: it is not supported")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(off), Field(json_schema_extra={"const": False})]  # Literal[False] takes 0 as well
+
+
 class Strict(BaseModel):
-    """What it does not know is refused."""
+    """What it does not know is refused, unless it is null: libraries write down all that their types have."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    known: ClassVar[frozenset[str]]  # names of fields, as they are sent
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        cls.known = frozenset(field.alias or name for name, field in cls.model_fields.items())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_is_enough(cls, given: Any) -> Any:
+        """A million of them are a million errors, and seconds in which the event loop stands still."""
+        if not isinstance(given, dict) or cls.known.issuperset(given):
+            return given
+        unknown = next((name for name, value in given.items() if name not in cls.known and value is not None), None)
+        return {name: given[name] for name in (*cls.known, unknown) if name in given}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        handler.resolve_ref_schema(schema)["additionalProperties"] = {"type": "null"}
+        return schema
 
 
 class DirectCaller(Strict):
@@ -118,7 +157,7 @@ class Request(Strict):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler(core)
+        schema = super().__get_pydantic_json_schema__(core, handler)
         model = handler.resolve_ref_schema(schema)
         for name, harmless in cls.refused.items():
             model["properties"][name] = {"enum": [None, *harmless], "description": "not honoured"}

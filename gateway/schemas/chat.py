@@ -11,13 +11,13 @@ from gateway.schemas.base import (
     CacheHint,
     FreeForm,
     GenerationRequest,
+    NotHonoured,
     Refused,
     Strict,
-    kind_of,
     small,
 )
+from gateway.schemas.parts import PARTS, RefusalPart, TextPart, check_parts
 from gateway.schemas.rules import FILLED, TRUE, Rule, both, given, needs, unsaid
-from shared.errors import LONGEST_PARAM, shortened
 from shared.messages import Structured
 
 MAX_MESSAGES = 10_000
@@ -27,22 +27,12 @@ MAX_TOOLS = 1_000
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
 
 
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-    cache_control: CacheHint = None
-    prompt_cache_breakpoint: CacheHint = None
-
-
-class RefusalPart(Strict):
-    type: Literal["refusal"]
-    refusal: str
-
-
 class CalledFunction(Strict):
     name: Annotated[str, Field(min_length=1)]
     arguments: Annotated[str, Field(max_length=MAX_FREE_BYTES)]  # JSON, and read as such
-    parsed_arguments: Any = None  # the same again, from OpenAI's own libraries
+    # Hints: the same again, from OpenAI's libraries, and what LiteLLM has besides.
+    parsed_arguments: Any = None
+    provider_specific_fields: FreeForm | None = None
 
 
 class ToolCall(Strict):
@@ -62,7 +52,6 @@ FORCED_CALLS_NEED_TOOLS = needs("tool_choice", given("tools", FILLED), {"not": {
 BY_ASSISTANT = given("role", {"const": "assistant"})
 SAYS = [given("content"), both(BY_ASSISTANT, given("tool_calls", FILLED)), both(BY_ASSISTANT, given("refusal", FILLED))]
 WHOLE: Rule = {
-    "additionalProperties": {"type": "null"},
     "anyOf": SAYS,
     "allOf": [
         needs("role", given("tool_call_id"), {"const": "tool"}),
@@ -72,9 +61,7 @@ WHOLE: Rule = {
 
 
 class Message(Strict):
-    """Clients send back what they were told, with fields of their own: those that are null say nothing."""
-
-    model_config = ConfigDict(extra="allow", json_schema_extra=WHOLE)
+    model_config = ConfigDict(json_schema_extra=WHOLE)
 
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart | RefusalPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
@@ -89,15 +76,13 @@ class Message(Strict):
     parsed: Any = None
     provider_specific_fields: FreeForm | None = None
     # Of OpenAI's first API, and of its voices: left out in silence, they would be missing in the prompt.
-    function_call: None = None
-    audio: None = None
+    function_call: NotHonoured = None
+    audio: NotHonoured = None
 
     @field_validator("content", mode="before")
     @classmethod
     def _only_text(cls, content: Any) -> Any:
-        for part in content if isinstance(content, list) else ():
-            if (part.get("type") if isinstance(part, dict) else None) not in ("text", "refusal"):
-                raise ValueError(f"content parts of type {kind_of(part)} are not supported; this server takes text")
+        check_parts(content, PARTS)
         return content
 
     @model_validator(mode="after")
@@ -109,9 +94,6 @@ class Message(Strict):
             raise ValueError("a message of role 'tool' needs 'tool_call_id'")
         if self.tool_calls and self.role != "assistant":
             raise ValueError(f"a message of role '{self.role}' cannot have 'tool_calls'")
-        for name, value in (self.model_extra or {}).items():
-            if value is not None:
-                raise ValueError(f"unrecognized field {shortened(name, LONGEST_PARAM)!r}")
         return self
 
     def for_template(self) -> dict[str, Any]:
@@ -119,7 +101,7 @@ class Message(Strict):
         content = self.content
         if isinstance(content, list):
             content = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
-        message: dict[str, Any] = {"role": self.role, "content": content or self.refusal or ""}
+        message: dict[str, Any] = {"role": self.role, "content": "\n".join(filter(None, (content, self.refusal)))}
         if self.tool_calls:
             message["tool_calls"] = [call.for_template() for call in self.tool_calls]
         thoughts = self.reasoning if self.reasoning_content is None else self.reasoning_content

@@ -299,6 +299,21 @@ def test_what_a_library_asks_to_be_included_is_a_hint(client: OpenAI) -> None:
     assert len(list(client.responses.input_items.list(response.id, include=asked))) == 1
 
 
+def test_what_a_library_writes_down_of_a_response_is_taken_back(client: OpenAI) -> None:
+    """With all fields of its own types, null where there was nothing."""
+    first = create(client, *CALLS, tools=[WEATHER])
+    assert "async_" in first.output[-1].model_dump()
+    outputs = [
+        {"type": "function_call_output", "call_id": item.call_id, "output": "4", "name": None}
+        for item in first.output
+        if item.type == "function_call"
+    ]
+    said = [item.model_dump() for item in first.output]
+    again: Any = [*said, *outputs, {"role": "user", "content": script({"text": "y"})}]
+    tools: Any = [tool.model_dump() for tool in first.tools]
+    assert create(client, input=again, tools=tools).output_text == "y"
+
+
 def test_an_id_stands_for_one_item(client: OpenAI) -> None:
     first = create(client, {"text": "x"}, input=[{"id": "msg_1", "role": "user", "content": script({"text": "x"})}])
     again: Any = {"id": "msg_1", "role": "user", "content": "x"}

@@ -209,7 +209,7 @@ def test_text_parts_become_one_string() -> None:
 
 SENT_BACK: dict[str, Any] = {
     "role": "assistant",
-    "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
+    "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "id": "lc_1", "unknown": None}],
     "tool_calls": [
         {"id": "c", "index": 0, "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}},
         {"id": "d", "type": None, "function": {"name": "f", "arguments": "{}"}, "provider_specific_fields": {}},
@@ -227,6 +227,12 @@ def test_what_clients_send_back_of_a_reply_does_not_reach_the_template() -> None
     body = ChatCompletionRequest.model_validate(CHAT | {"messages": [SENT_BACK]})
     calls = [{"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for id in ("c", "d")]
     assert body.messages[0].for_template() == {"role": "assistant", "content": "a", "tool_calls": calls}
+
+
+def test_a_refusal_is_told_after_what_was_said() -> None:
+    message = {"role": "assistant", "content": "a", "refusal": "b"}
+    body = ChatCompletionRequest.model_validate(CHAT | {"messages": [message, message | {"content": None}]})
+    assert [one.for_template()["content"] for one in body.messages] == ["a\nb", "b"]
 
 
 @pytest.mark.parametrize(
