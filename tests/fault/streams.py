@@ -12,7 +12,7 @@ from tests.e2e.wire import Streamed, chat, cycle
 from tests.processes import Stack
 
 CHAT = "/v1/chat/completions"
-ENDS_WITHIN_S = 60.0  # whatever happens: comments keep a stream that has stopped alive for ever
+GOES_ON_WITHIN_S = 60.0  # whatever happens: comments keep a stream that has stopped alive for ever
 
 
 class Progress:
@@ -41,7 +41,7 @@ async def watched(
 ) -> Streamed:
     """Reads a stream to its end; `progress` counts it under the name `stream`."""
     async with (
-        asyncio.timeout(ENDS_WITHIN_S),
+        asyncio.timeout(GOES_ON_WITHIN_S) as timeout,
         httpx2.AsyncClient(base_url=stack.url, timeout=90) as http,
         http.stream("POST", path, json={**body, "stream": True}) as response,
     ):
@@ -50,6 +50,7 @@ async def watched(
             streamed.take(line)
             if line.startswith("data: {"):
                 progress.took(stream)
+                timeout.reschedule(asyncio.get_running_loop().time() + GOES_ON_WITHIN_S)
         return streamed
 
 
