@@ -8,20 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.engines.packed_attention import (
-    GROWTH,
-    Packed,
-    RowCache,
-    Segment,
-    UnsupportedAttentionError,
-    packed_attention,
-)
+from worker.engines.kv_cache import KeyValueCache, Layer, Row
+from worker.engines.packed_attention import PASS, Packed, Segment, UnsupportedAttentionError, packed_attention
 
 HEADS, KV_HEADS, SIZE = 6, 2, 8
-Row = tuple[Tensor, Tensor, Tensor]
+Parts = tuple[Tensor, Tensor, Tensor]
 
 
-def some_row(length: int, seed: int) -> Row:
+def some_row(length: int, seed: int) -> Parts:
     """Queries, keys and values of a whole row, [heads, length, size]."""
     chance = torch.Generator().manual_seed(seed)
     shapes = (HEADS, KV_HEADS, KV_HEADS)
@@ -29,7 +23,7 @@ def some_row(length: int, seed: int) -> Row:
     return q, k, v
 
 
-def spelled_out(row: Row, window: int | None) -> Tensor:
+def spelled_out(row: Parts, window: int | None) -> Tensor:
     """[length, heads, size]"""
     queries, keys, values = row
     out = torch.empty(queries.shape[1], HEADS, SIZE)
@@ -42,45 +36,65 @@ def spelled_out(row: Row, window: int | None) -> Tensor:
     return out
 
 
-def attend(rows: list[Row], caches: list[RowCache], counts: list[int], window: int | None) -> list[Tensor]:
-    """One packed call for the next `counts` tokens of each row."""
-    pieces, segments, start = [], [], 0
-    for row, cache, count in zip(rows, caches, counts, strict=True):
-        pieces.append([part[:, cache.length : cache.length + count] for part in row])
-        segments.append(Segment(cache, start, start + count))
-        start += count
-    query, key, value = (torch.cat(parts, dim=1).unsqueeze(0) for parts in zip(*pieces, strict=True))
-    module: Any = SimpleNamespace(layer_idx=0)
-    out, _ = packed_attention(module, query, key, value, None, sliding_window=window, packed=Packed(segments))
-    for segment in segments:
-        segment.cache.length += segment.end - segment.start
-    return [out[0, segment.start : segment.end] for segment in segments]
+class Layers:
+    """One of them, with its cache."""
+
+    def __init__(self, tokens: int) -> None:
+        self.module: Any = torch.nn.Module()
+        self.module.layer_idx = 0
+        layer = Layer(self.module, KV_HEADS, SIZE, SIZE, torch.float32)
+        self.cache = KeyValueCache({0: layer}, tokens, torch.device("cpu"))
+
+    def attend(self, whole: list[Parts], rows: list[Row], counts: list[int], window: int | None) -> list[Tensor]:
+        """One packed call for the next `counts` tokens of each row."""
+        pieces, segments, slots, start = [], [], [], 0
+        for row, count in zip(rows, counts, strict=True):
+            assert self.cache.reserve(row, row.length + count)
+        for parts, row, count in zip(whole, rows, counts, strict=True):
+            pieces.append([part[:, row.length : row.length + count] for part in parts])
+            segments.append(Segment(row.start, row.length, start, start + count))
+            slots += range(row.start + row.length, row.start + row.length + count)
+            start += count
+        query, key, value = (torch.cat(parts, dim=1).unsqueeze(0) for parts in zip(*pieces, strict=True))
+        PASS.now = Packed(segments)
+        out, _ = packed_attention(
+            self.module, query, key, value, None, sliding_window=window, slots=torch.tensor(slots)
+        )
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+        return [out[0, segment.start : segment.end] for segment in segments]
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 1000])
 def test_chunks_and_single_tokens_of_rows_of_all_lengths(window: int | None) -> None:
-    rows = [some_row(length, seed) for seed, length in enumerate((3, 25, GROWTH + 20))]
-    caches = [RowCache() for _ in rows]
+    """They grow, move, and close the gaps that others left, on the way."""
+    whole = [some_row(length, seed) for seed, length in enumerate((3, 25, 150))]
+    rows = [Row() for _ in whole]
+    layers = Layers(640)
+    other = Row()
     got: list[list[Tensor]] = [[] for _ in rows]
-    for counts in ([1, 4, GROWTH - 2], [1, 1, 7], [1, 19, 14], [0, 1, 1]):
+    for counts in ([1, 4, 60], [1, 1, 7], [0, 0, 50], [1, 19, 30], [0, 1, 3]):
         live = [place for place, count in enumerate(counts) if count]
-        outs = attend(
+        outs = layers.attend(
+            [whole[place] for place in live],
             [rows[place] for place in live],
-            [caches[place] for place in live],
             [counts[place] for place in live],
             window,
         )
         for place, out in zip(live, outs, strict=True):
             got[place].append(out)
-    for row, pieces in zip(rows, got, strict=True):
-        torch.testing.assert_close(torch.cat(pieces), spelled_out(row, window), atol=1e-5, rtol=0)
+        if other.extent is None:
+            assert layers.cache.reserve(other, 64)
+        else:
+            layers.cache.release(other)
+    for parts, pieces in zip(whole, got, strict=True):
+        torch.testing.assert_close(torch.cat(pieces), spelled_out(parts, window), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {"attention_mask": torch.zeros(1, 1, 1, 1)},
-        {"packed": None},
         {"softcap": 30.0},
         {"s_aux": torch.zeros(HEADS)},
         {"is_causal": False},
@@ -88,14 +102,22 @@ def test_chunks_and_single_tokens_of_rows_of_all_lengths(window: int | None) -> 
 )
 def test_an_attention_that_this_is_not_is_refused(arguments: dict[str, Any]) -> None:
     query, key, value = (part.unsqueeze(0) for part in some_row(1, 0))
-    packed = Packed([Segment(RowCache(), 0, 1)])
-    given = {"attention_mask": None, "packed": packed, **arguments}
+    PASS.now = Packed([Segment(0, 0, 0, 1)])
     module: Any = SimpleNamespace(layer_idx=0)
     with pytest.raises(UnsupportedAttentionError):
-        packed_attention(module, query, key, value, **given)
+        packed_attention(module, query, key, value, **{"attention_mask": None, **arguments})
 
 
-def test_a_row_s_memory_follows_its_length() -> None:
-    cache = RowCache()
-    attend([some_row(3, 0)], [cache], [3], None)
-    assert [layer.shape[2] for layer in cache._layers.values()] == [GROWTH]
+def test_a_row_that_finds_no_room_stays_as_it_is() -> None:
+    cache = Layers(128).cache
+    first, second = Row(), Row()
+    assert cache.reserve(first, 60)
+    assert cache.reserve(second, 60)
+    assert not cache.reserve(first, 65)
+    assert first.extent is not None
+    assert first.extent.size == 64
+    cache.release(second)
+    assert cache.reserve(first, 128)
+    assert not cache.reserve(second, 1)
+    cache.release(first)
+    assert cache.space.free == 128

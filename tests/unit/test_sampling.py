@@ -12,6 +12,11 @@ CPU = torch.device("cpu")
 VOCABULARY = 5000
 
 
+def drawn(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
+    ids: list[int] = sample(logits, draws).tolist()
+    return ids
+
+
 def params(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"seed": 1, **fields})
 
@@ -20,10 +25,10 @@ def some_logits(rows: int = 1, spread: float = 2.0, vocabulary: int = VOCABULARY
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(4)) * spread
 
 
-def tokens_drawn(logits: torch.Tensor, times: int, **fields: Any) -> list[int | None]:
+def tokens_drawn(logits: torch.Tensor, times: int, **fields: Any) -> list[int]:
     """The draws of `times` consecutive completion tokens from the same logits."""
     draws = [Draw(params(**fields), 0, index) for index in range(times)]
-    return sample(logits.expand(times, -1).clone(), draws)
+    return drawn(logits.expand(times, -1).clone(), draws)
 
 
 def allowed(
@@ -42,7 +47,7 @@ def allowed(
 def test_temperature_zero_takes_the_largest() -> None:
     logits = some_logits(3)
     expected = logits.argmax(-1).tolist()
-    assert sample(logits, [Draw(params(temperature=0.0), 0, 0)] * 3) == expected
+    assert drawn(logits, [Draw(params(temperature=0.0), 0, 0)] * 3) == expected
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-6, 1e-4])
@@ -103,18 +108,18 @@ def test_rows_draw_the_same_alone_and_in_a_crowd() -> None:
     ]
     logits = some_logits(len(kinds))
     draws = [Draw(params(**kind), row % 2, row) for row, kind in enumerate(kinds)]
-    alone = [sample(logits[row : row + 1].clone(), [draw])[0] for row, draw in enumerate(draws)]
-    assert sample(logits, draws) == alone
+    alone = [drawn(logits[row : row + 1].clone(), [draw])[0] for row, draw in enumerate(draws)]
+    assert drawn(logits, draws) == alone
 
 
 def test_a_row_that_is_not_finite_is_told_and_hurts_nobody() -> None:
     logits = some_logits(3)
     expected = logits.argmax(-1).tolist()
     logits[1, 17] = torch.nan
-    drawn = sample(
+    got = drawn(
         logits, [Draw(params(temperature=0.0), 0, 0), Draw(params(), 0, 0), Draw(params(temperature=0.0), 0, 0)]
     )
-    assert drawn == [expected[0], None, expected[2]]
+    assert got == [expected[0], -1, expected[2]]
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:
@@ -146,4 +151,4 @@ def test_penalties_reach_greedy_rows() -> None:
     penalties = Penalties(params(presence_penalty=2.0, temperature=0.0), VOCABULARY, CPU)
     penalties.see([best], completion=True)
     logits[0, best] = logits[0, second] + 0.5
-    assert sample(logits, [Draw(params(temperature=0.0), 0, 1, penalties)]) == [second]
+    assert drawn(logits, [Draw(params(temperature=0.0), 0, 1, penalties)]) == [second]

@@ -1,10 +1,12 @@
 """Attention over rows of different lengths that are packed into one input of shape [1, tokens].
 
 Registered with transformers under NAME, it replaces the attention of any model that calls transformers'
-AttentionInterface. Which tokens belong to which row comes with the call (`packed=`); each row keeps its own keys
-and values, which grow with it.
+AttentionInterface. The keys and values of new tokens are written into the cache (`slots=`, which models hand on), and
+what every row sees of it is read from there: by torch's flash kernel in one call for all rows, where it can, else row
+by row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from worker.engines.kv_cache import Layer
+
 NAME = "tokenbus_packed"
-GROWTH = 256  # tokens by which a row's memory grows
 # Arguments that models pass along and that change nothing here. Any other one asks for an attention that this is not.
 HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "return_dict", "cu_seq_lens_q"})
 
@@ -23,36 +26,13 @@ class UnsupportedAttentionError(Exception):
     """The model asks for something that would be computed wrongly here."""
 
 
-class RowCache:
-    """Keys and values of one row: per layer a tensor [2, kv_heads, capacity, head_dim]."""
-
-    def __init__(self) -> None:
-        self.length = 0  # tokens that all layers hold
-        self._layers: dict[int, Tensor] = {}
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes [kv_heads, new, head_dim] of each; returns all of the row's, [kv_heads, length, head_dim]."""
-        end = self.length + keys.shape[1]
-        held = self._layers.get(layer)
-        if held is None or held.shape[2] < end:
-            held = self._layers[layer] = self._grown(held, end, keys)
-        held[0, :, self.length : end] = keys
-        held[1, :, self.length : end] = values
-        return held[0, :, :end], held[1, :, :end]
-
-    def _grown(self, held: Tensor | None, needed: int, like: Tensor) -> Tensor:
-        capacity = -(-needed // GROWTH) * GROWTH
-        grown = like.new_empty((2, like.shape[0], capacity, like.shape[2]))
-        if held is not None:
-            grown[:, :, : self.length] = held[:, :, : self.length]
-        return grown
-
-
 @dataclass(slots=True)
 class Segment:
-    """The tokens [start, end) of the packed input: the next ones of one row, which already holds `past`."""
+    """The tokens [start, end) of the packed input: the next ones of one row, whose keys begin at `held` and which has
+    `past` of them already."""
 
-    cache: RowCache
+    held: int
+    past: int
     start: int
     end: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window: the same in many layers
@@ -60,20 +40,43 @@ class Segment:
     def mask(self, window: int | None, like: Tensor) -> Tensor:
         """Added to the scores [new, length]: a token sees itself and what is before it, within the window."""
         if window not in self.masks:
-            past, new = self.cache.length, self.end - self.start
-            at = torch.arange(past, past + new, device=like.device).unsqueeze(1)
-            seen = torch.arange(past + new, device=like.device).unsqueeze(0)
+            new = self.end - self.start
+            at = torch.arange(self.past, self.past + new, device=like.device).unsqueeze(1)
+            seen = torch.arange(self.past + new, device=like.device).unsqueeze(0)
             hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
             self.masks[window] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
         return self.masks[window]
 
 
 @dataclass(slots=True)
-class Packed:
-    """One forward pass: its rows, and which sliding window each layer asked for."""
+class Flash:
+    """The same for the kernel, int32: where each row's new tokens begin, and where its keys do; its length with them;
+    the most of both."""
 
-    segments: list[Segment]
-    windows: dict[int, int | None] = field(default_factory=dict)
+    new_starts: Tensor  # [rows + 1]
+    key_starts: Tensor  # [rows + 1], the last of no meaning
+    lengths: Tensor  # [rows]
+    most_new: int
+    longest: int
+
+
+@dataclass(slots=True)
+class Packed:
+    """One forward pass. Where no layer has a cache yet, every segment is a whole row, and `layers` are found."""
+
+    segments: Sequence[Segment] = ()
+    flash: Flash | None = None
+    layers: dict[int, Layer] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)  # that each layer asked for
+
+
+class _Pass:
+    """The one that is computed: attention is called by the model, which hands on tensors."""
+
+    now: Packed | None = None
+
+
+PASS = _Pass()
 
 
 def packed_attention(
@@ -84,34 +87,89 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    packed: Packed | None = None,
+    slots: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, heads, tokens, size], key and value [1, kv_heads, tokens, size] -> [1, tokens, heads, size]."""
-    packed = _checked(module, attention_mask, packed, kwargs)
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    packed.windows[layer] = sliding_window
-    queries, keys, values = query[0], key[0], value[0]
-    out = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
-    for segment in packed.segments:
-        rows = slice(segment.start, segment.end)
-        held = segment.cache.append(layer, keys[:, rows], values[:, rows])
-        attend = _attend_one if segment.end - segment.start == 1 else _attend_chunk
-        out[0, rows] = attend(segment, queries[:, rows], *held, scaling, sliding_window)
-    return out, None
+    """query [1, heads, tokens, size], key and value [1, kv_heads, tokens, size] -> [1, tokens, heads, size]. slots: of
+    the new tokens in the cache, [tokens]; None: there is none yet."""
+    _check(module, attention_mask, kwargs)
+    new_keys, new_values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if slots is None:
+        assert PASS.now is not None
+        _note(module, new_keys, new_values, sliding_window, PASS.now)
+        return _attend(query[0], new_keys, new_values, scaling, sliding_window).unsqueeze(0), None
+    keys: Tensor = module.keys  # type: ignore[assignment]
+    values: Tensor = module.values  # type: ignore[assignment]
+    keys.index_copy_(0, slots, new_keys)
+    values.index_copy_(0, slots, new_values)
+    attend = _attend_opaque if torch.compiler.is_compiling() else _attend
+    return attend(query[0], keys, values, scaling, sliding_window).unsqueeze(0), None
 
 
-def _checked(module: nn.Module, mask: Tensor | None, packed: Packed | None, kwargs: dict[str, Any]) -> Packed:
-    if packed is None:
-        raise UnsupportedAttentionError("it does not pass arguments on to its attention")
+def _check(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
     if mask is not None:
         raise UnsupportedAttentionError("it builds an attention mask of its own")
-    if not getattr(module, "is_causal", True) or kwargs.pop("is_causal", None) is False:
+    if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
         raise UnsupportedAttentionError("its attention is not causal")
     for name, value in kwargs.items():
-        if name not in HARMLESS and value is not None and value is not False:
+        if name not in HARMLESS and name != "is_causal" and value is not None and value is not False:
             raise UnsupportedAttentionError(f"its attention takes {name!r}")
-    return packed
+
+
+def _note(module: nn.Module, keys: Tensor, values: Tensor, window: int | None, packed: Packed) -> None:
+    index: int = module.layer_idx  # type: ignore[assignment]
+    packed.windows[index] = window
+    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """query [heads, tokens, size], keys and values [tokens of the cache, kv_heads, size] -> [tokens, heads, size]."""
+    packed = PASS.now
+    assert packed is not None
+    if packed.flash is not None:
+        return _attend_flash(packed.flash, query, keys, values, scaling, window)
+    out = query.new_empty((query.shape[1], query.shape[0], values.shape[2]))
+    for segment in packed.segments:
+        new = slice(segment.start, segment.end)
+        held = slice(segment.held, segment.held + segment.past + segment.end - segment.start)
+        attend = _attend_one if segment.end - segment.start == 1 else _attend_chunk
+        seen = keys[held].transpose(0, 1), values[held].transpose(0, 1)
+        out[new] = attend(segment, query[:, new], *seen, scaling, window)
+    return out
+
+
+def _attend_flash(
+    flash: Flash, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+) -> Tensor:
+    """A new prompt, a chunk over what the cache holds, and a single token are the same call."""
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        query.transpose(0, 1),
+        keys,
+        values,
+        flash.new_starts,
+        flash.key_starts,
+        flash.most_new,
+        flash.longest,
+        0.0,
+        True,
+        False,
+        scale=scaling,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+        seqused_k=flash.lengths,
+    )[0]
+    return out
+
+
+@torch.library.custom_op("tokenbus::attend", mutates_args=())
+def _attend_opaque(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """For the compiler, which must not look inside."""
+    return _attend(query, keys, values, scaling, window)
+
+
+@_attend_opaque.register_fake
+def _(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    return query.new_empty((query.shape[1], query.shape[0], values.shape[2]))
 
 
 def _attend_one(
@@ -134,7 +192,7 @@ def _attend_chunk(
     groups = grouped.shape[1]
     keys = keys.unsqueeze(1).expand(kv_heads, groups, length, head_dim)
     values = values.unsqueeze(1).expand(kv_heads, groups, length, values.shape[2])
-    plain = segment.cache.length == 0 and (window is None or length <= window)
+    plain = segment.past == 0 and (window is None or length <= window)
     mask = None if plain else segment.mask(window, query)
     out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, is_causal=plain, scale=scaling)
     return out.flatten(0, 1).transpose(0, 1)

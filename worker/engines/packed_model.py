@@ -8,7 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import StartupError
-from worker.engines.packed_attention import NAME, Packed, RowCache, Segment, UnsupportedAttentionError
+from worker.engines.decode_graphs import DecodeGraphs
+from worker.engines.kv_cache import KeyValueCache, Layer, Row
+from worker.engines.packed_attention import NAME, PASS, Flash, Packed, Segment, UnsupportedAttentionError
+from worker.engines.stacked import stack
+from worker.engines.staging import Staging, Work
 
 CHECK_TOKENS = 11
 # Relative error of the logits. In half precision two correct kernels differ by about 0.02, wrong ones by about 1.
@@ -17,80 +21,176 @@ HALF_TOLERANCE = 0.1
 
 
 class PackedModel:
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, compiles: bool = False) -> None:
         """Checks the model against its own plain forward; raises StartupError where this engine would get it wrong."""
         self.device = model.device
-        self._model = model
+        self._model = model.requires_grad_(False)
         self._config = model.config.get_text_config()
+        self._compiles = compiles
+        self._flash = False
+        self._held: KeyValueCache | None = None
+        self._graphs: DecodeGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
-        self._check()
-
-    @torch.inference_mode()
-    def forward(self, work: Sequence[tuple[RowCache, list[int]]], wanted: Sequence[int]) -> Tensor:
-        """Computes each row's next tokens, and returns float32 logits [sum(wanted), vocabulary], row after row.
-
-        work: of each row, its cache and the ids that follow what the cache holds. wanted: of how many of its last
-        tokens the logits are needed.
-        """
-        segments, start = [], 0
-        for cache, token_ids in work:
-            segments.append(Segment(cache, start, start + len(token_ids)))
-            start += len(token_ids)
-        places = [place for one, last in zip(segments, wanted, strict=True) for place in range(one.end - last, one.end)]
-        logits = self._run(Packed(segments), [ids for _, ids in work], places)
-        for segment in segments:
-            segment.cache.length += segment.end - segment.start
-        return logits
-
-    def _run(self, packed: Packed, ids: list[list[int]], wanted: list[int]) -> Tensor:
-        positions = [
-            position
-            for segment in packed.segments
-            for position in range(segment.cache.length, segment.cache.length + segment.end - segment.start)
-        ]
-        output = self._model(
-            input_ids=self._tensor([[token_id for row in ids for token_id in row]]),
-            position_ids=self._tensor([positions]),
-            logits_to_keep=self._tensor(wanted),
-            use_cache=False,
-            packed=packed,
-        )
-        logits: Tensor = output.logits[0]
-        if logits.shape[0] != len(wanted):
-            raise UnsupportedAttentionError("it does not take logits_to_keep")
-        return logits.float()
-
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-    def _check(self) -> None:
+        self._staging = Staging(self.device)
         try:
             with torch.inference_mode():
-                error = self._difference()
+                self._prepare()
         except Exception as problem:  # foreign code, run in a way that it may not know
             raise self._unsupported(str(problem)) from problem
-        if not error < TOLERANCE.get(self._model.dtype, HALF_TOLERANCE):
-            raise self._unsupported(f"packed and plain logits differ by {error:.2g}")
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(layer.bytes_per_token for layer in self._layers.values())
+
+    def hold(self, tokens: int) -> KeyValueCache:
+        """Gives it a cache for so many tokens, in place of the one that it has."""
+        if self._held is not None:
+            self._held.drop()
+        self._held = KeyValueCache(self._layers, tokens, self.device)
+        return self._held
+
+    @property
+    def cache(self) -> KeyValueCache:
+        assert self._held is not None
+        return self._held
+
+    def memory_left(self, most_tokens: int, most_rows: int, utilization: float) -> int:
+        """Bytes of the GPU's for the cache, beside the weights and what the largest steps need, which is measured."""
+        self.hold(most_tokens)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        row = Row()
+        self.cache.reserve(row, most_tokens)
+        with torch.inference_mode():
+            before = torch.cuda.memory_allocated(self.device)
+            logits = self.forward([(row, [1] * most_tokens)], [min(most_rows, most_tokens)])
+            sample_like = logits.float().softmax(dim=-1) + logits
+            del logits, sample_like
+        needed = torch.cuda.max_memory_allocated(self.device) - before
+        del row
+        self.cache.drop()
+        self._held = None
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(free - needed - total * (1 - utilization))
+
+    @torch.inference_mode()
+    def capture(self, most_rows: int, longest: int, progress: Any) -> None:
+        """CUDA graphs of steps that compute one token for each of up to so many rows."""
+        self._graphs = DecodeGraphs(self._call, self.cache, most_rows, longest, progress)
+
+    @torch.inference_mode()
+    def forward(self, work: Sequence[Work], wanted: Sequence[int], drawn: Tensor | None = None) -> Tensor:
+        """Computes each row's next tokens, and returns logits [sum(wanted), vocabulary], row after row. What it is
+        given may be changed as soon as it returns.
+
+        work: of each row, the row and the ids that follow what it holds; an id below 0 stands for drawn[-1 - id].
+        wanted: of how many of its last tokens the logits are needed.
+        """
+        if self._graphs is not None and self._graphs.fit(work):
+            logits = self._graphs.run(work, drawn)
+        else:
+            logits = self._run(self.cache, work, wanted, drawn)
+        for row, ids in work:
+            row.length += len(ids)
+        return logits
+
+    def _run(
+        self, cache: KeyValueCache | None, work: Sequence[Work], wanted: Sequence[int], drawn: Tensor | None = None
+    ) -> Tensor:
+        places: list[int] = []
+        segments: list[Segment] = []
+        start = 0
+        for (row, ids), last in zip(work, wanted, strict=True):
+            end = start + len(ids)
+            segments.append(Segment(start if cache is None else row.start, row.length, start, end))
+            places.extend(range(end - last, end))
+            start = end
+        staged = self._staging.put(work, places)
+        flash = None
+        if self._flash and cache is not None:
+            most_new = max(len(ids) for _, ids in work)
+            longest = max(row.length + len(ids) for row, ids in work)
+            flash = Flash(staged.new_starts, staged.key_starts, staged.lengths, most_new, longest)
+        given = staged.ids
+        if drawn is not None:
+            given = torch.where(given < 0, drawn[(-1 - given).clamp_min(0)], given)
+        logits = self._call(
+            Packed(segments, flash), given, staged.positions, None if cache is None else staged.slots, staged.places
+        )
+        if logits.shape[0] != len(places):
+            raise UnsupportedAttentionError("it does not take logits_to_keep")
+        return logits
+
+    def _call(self, packed: Packed, ids: Tensor, positions: Tensor, slots: Tensor | None, places: Tensor) -> Tensor:
+        PASS.now = packed
+        output = self._model(
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            logits_to_keep=places,
+            use_cache=False,
+            slots=slots,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    # -- start ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        ids = [1 + 7 * place % (self.vocabulary - 1) for place in range(CHECK_TOKENS)]
+        expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
+        self._model.set_attn_implementation(NAME)
+        if self._model.config.get_text_config()._attn_implementation != NAME:
+            raise UnsupportedAttentionError("it has an attention of its own")
+        self._layers = self._find_layers(ids)
+        if self.device.type == "cuda":
+            stack(self._model)
+            torch.cuda.empty_cache()
+        self.hold(4 * CHECK_TOKENS)
+        self._flash = self._flash_fits()
+        error = self._difference(ids, expected)
+        if self._compiles and error < self._tolerance:
+            for layer in {one.module for one in self._layers.values()}:
+                self._decoder_layer_of(layer).compile(dynamic=True)
+            error = self._difference(ids, expected)
+        if not error < self._tolerance:
+            raise UnsupportedAttentionError(f"packed and plain logits differ by {error:.2g}")
+
+    @property
+    def _tolerance(self) -> float:
+        return TOLERANCE.get(self._model.dtype, HALF_TOLERANCE)
+
+    def _find_layers(self, ids: list[int]) -> dict[int, Layer]:
+        self._run(None, [(Row(), ids)], [1])
+        packed = PASS.now
+        assert packed is not None
+        self._check_windows(packed)
+        return packed.layers
+
+    def _flash_fits(self) -> bool:
+        """torch's flash kernel: half precision, on a GPU that has it, keys and values of one size."""
+        half = all(layer.dtype in (torch.float16, torch.bfloat16) for layer in self._layers.values())
+        small = all(layer.key_size == layer.value_size <= 256 for layer in self._layers.values())
+        return self.device.type == "cuda" and half and small and torch.cuda.get_device_capability(self.device) >= (8, 0)
+
+    def _decoder_layer_of(self, attention: torch.nn.Module) -> torch.nn.Module:
+        (parent,) = [module for module in self._model.modules() if attention in list(module.children())]
+        return parent
 
     def _unsupported(self, why: str) -> StartupError:
         first_line = why.strip().partition("\n")[0]
         return StartupError(f"the transformers engine does not support {type(self._model).__name__}: {first_line}")
 
-    def _difference(self) -> float:
+    def _difference(self, ids: list[int], expected: Tensor) -> float:
         """Relative error of a prompt's logits, computed in two chunks beside another row."""
-        ids = [1 + 7 * place % (self.vocabulary - 1) for place in range(CHECK_TOKENS)]
-        expected = self._model(input_ids=self._tensor([ids]), use_cache=False).logits[0].float()
-        self._model.set_attn_implementation(NAME)
-        if self._model.config.get_text_config()._attn_implementation != NAME:
-            raise UnsupportedAttentionError("it has an attention of its own")
-        row, other = RowCache(), RowCache()
+        row, other = Row(), Row()
+        for one in (row, other):
+            self.cache.reserve(one, CHECK_TOKENS)
         half, rest = ids[: CHECK_TOKENS // 2], ids[CHECK_TOKENS // 2 :]
-        packed = Packed([Segment(other, 0, len(rest)), Segment(row, len(rest), len(ids))])
-        got = [self._run(packed, [rest, half], list(range(len(rest), len(ids))))]
-        self._check_windows(packed)
-        other.length, row.length = len(rest), len(half)
-        packed = Packed([Segment(row, 0, len(rest)), Segment(other, len(rest), len(rest) + 1)])
-        got.append(self._run(packed, [rest, half[:1]], list(range(len(rest)))))
+        got = [self.forward([(other, rest), (row, half)], [0, len(half)]).float()]
+        got.append(self.forward([(row, rest), (other, half[:1])], [len(rest), 0]).float())
+        for one in (row, other):
+            self.cache.release(one)
         return float((torch.cat(got) - expected).norm() / expected.norm())
 
     def _check_windows(self, packed: Packed) -> None:

@@ -75,6 +75,11 @@ class Draw:
     banned: Tensor | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """The most probable token of what the model computed."""
+        return not self.is_random and self.penalties is None and self.bias is None and self.banned is None
+
+    @property
     def is_random(self) -> bool:
         return self.params.temperature >= GREEDY_BELOW
 
@@ -83,11 +88,15 @@ class Draw:
         return self.params.top_p < 1 or self.params.top_k > 0 or self.params.min_p > 0
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-    """The next token of each row of float32 [rows, vocabulary], which is overwritten.
+def sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The next token of each row of [rows, vocabulary], which is overwritten: int64 [rows], where the logits are.
 
-    None for a row whose logits are not finite.
+    -1 for a row whose logits are not finite.
     """
+    if all(draw.is_plain for draw in draws):
+        best, tokens = logits.max(dim=-1)
+        return torch.where(best.isfinite(), tokens, -1)
+    logits = logits.float()
     for row, draw in enumerate(draws):
         if draw.penalties is not None:
             draw.penalties.apply(logits[row])
@@ -101,8 +110,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         if rows:
             draw_rows = _draw_truncated if truncated else _draw_whole
             tokens[rows] = draw_rows(_scaled(logits, best, draws, rows), [draws[row] for row in rows])
-    finite = best.isfinite().tolist()
-    return [token if ok else None for token, ok in zip(tokens.tolist(), finite, strict=True)]
+    return torch.where(best.isfinite(), tokens, -1)
 
 
 def _ban(logits: Tensor, ids: Tensor) -> None:

@@ -10,7 +10,7 @@ from shared.messages import FinishReason, Progress, TokenLogprob, Usage
 from worker.engines.base import EngineRequest, Output
 from worker.engines.detokenizer import Detokenizer
 from worker.engines.grammar import Matcher
-from worker.engines.packed_attention import RowCache
+from worker.engines.kv_cache import Row
 from worker.engines.prompts import Prompt
 from worker.engines.reply import Reply, Unsent
 from worker.engines.sampling import Bias, Draw, Penalties
@@ -35,7 +35,10 @@ class Sequence:
         self, request: EngineRequest, prompt: Prompt, limits: Limits, tokenizer: Tokenizer, matcher: Matcher | None
     ) -> None:
         self.id = request.id
-        self.cache = RowCache()
+        self.row = Row()
+        self.is_over = False  # ended or aborted: what is still computed of it is for nobody
+        self.flight: object = None  # the step that draws its next token, until that is known
+        self.place = 0  # of it among those that are drawn there
         self.matcher = matcher
         self.params = request.sampling
         self.finish_reason: FinishReason | None = None
@@ -76,20 +79,39 @@ class Sequence:
     @property
     def uncomputed(self) -> int:
         """Tokens that the model has not seen: the rest of a prompt, or the one token drawn last."""
-        return len(self._ids) - self.cache.length
+        return len(self._ids) + self._drawn - self.row.length
+
+    @property
+    def _drawn(self) -> int:
+        """Tokens that nobody has seen yet: 0 or 1."""
+        return 0 if self.flight is None else 1
+
+    @property
+    def is_full(self) -> bool:
+        """With the token that is drawn now."""
+        return self.flight is not None and self._completion_tokens + 1 >= self._max_tokens
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether its next token can be computed before the last one is known."""
+        params = self.params
+        return self.matcher is None and params.logprobs is None and not Penalties.asked_for(params)
 
     def next_tokens(self, budget: int) -> list[int]:
-        return self._ids[self.cache.length : self.cache.length + budget]
+        """Below 0: as in PackedModel.forward."""
+        if self.flight is not None and self.row.length == len(self._ids):
+            return [-1 - self.place]
+        return self._ids[self.row.length : self.row.length + budget]
 
     def next_prompt_ids(self, computed: int) -> list[int]:
         """The prompt's tokens that the logits of its `computed` last tokens are about: those after each of them."""
-        end = self.cache.length + 1
+        end = self.row.length + 1
         return self._ids[end - computed : min(end, self._prompt_tokens)]
 
     def score_prompt(self, scored: list[TokenLogprob]) -> None:
         """Takes the next of the prompt's tokens. After the last of them the completion begins, or all is done."""
         self._prompt_logprobs += scored
-        if self.cache.length == self._prompt_tokens:
+        if self.row.length == self._prompt_tokens:
             self.scores_prompt = False
             if self._max_tokens == 0:
                 self._finish("length")
@@ -147,14 +169,14 @@ class Sequence:
             self._penalties.see(self._ids[self._prompt_tokens :], completion=True)
         if self._bias is None and self.params.logit_bias:
             self._bias = Bias(self.params.logit_bias, device)
-        return Draw(
-            self.params, self._request.choice, self._completion_tokens, self._penalties, self._bias, self._ban(device)
-        )
+        index = self._completion_tokens + self._drawn
+        banned = self._ban(index, device)
+        return Draw(self.params, self._request.choice, index, self._penalties, self._bias, banned)
 
-    def _ban(self, device: torch.device) -> Tensor | None:
+    def _ban(self, index: int, device: torch.device) -> Tensor | None:
         """What ends a completion, while it may not end. With ignore_eos and a grammar it never may, but where nothing
         else can follow."""
-        if self._completion_tokens < self.params.min_tokens:
+        if index < self.params.min_tokens:
             ids = self._ends
         elif self.params.ignore_eos and self.matcher is not None:
             ids = self._eos_ids
