@@ -100,8 +100,8 @@ def packed_attention(
         return _attend(query[0], new_keys, new_values, scaling, sliding_window).unsqueeze(0), None
     keys: Tensor = module.keys  # type: ignore[assignment]
     values: Tensor = module.values  # type: ignore[assignment]
-    keys.index_copy_(0, slots, new_keys)
-    values.index_copy_(0, slots, new_values)
+    keys.index_put_((slots,), new_keys)  # which a compiler makes one kernel of, with what made the new ones
+    values.index_put_((slots,), new_values)
     attend = _attend_opaque if torch.compiler.is_compiling() else _attend
     return attend(query[0], keys, values, scaling, sliding_window).unsqueeze(0), None
 

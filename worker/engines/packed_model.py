@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import StartupError
-from worker.engines.decode_graphs import DecodeGraphs
 from worker.engines.kv_cache import KeyValueCache, Layer, Row
 from worker.engines.packed_attention import NAME, PASS, Flash, Packed, Segment, UnsupportedAttentionError
 from worker.engines.stacked import stack
-from worker.engines.staging import Staging, Work
+from worker.engines.staging import Shape, Staging, Work
+from worker.engines.step_graphs import StepGraphs
 
 CHECK_TOKENS = 11
 # Relative error of the logits. In half precision two correct kernels differ by about 0.02, wrong ones by about 1.
@@ -29,7 +29,7 @@ class PackedModel:
         self._compiles = compiles
         self._flash = False
         self._held: KeyValueCache | None = None
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
         self._staging = Staging(self.device)
         try:
@@ -76,8 +76,8 @@ class PackedModel:
 
     @torch.inference_mode()
     def capture(self, most_rows: int, longest: int, progress: Any) -> None:
-        """CUDA graphs of steps that compute one token for each of up to so many rows."""
-        self._graphs = DecodeGraphs(self._call, self.cache, most_rows, longest, progress)
+        """CUDA graphs of steps for up to so many rows, each of up to so many tokens."""
+        self._graphs = StepGraphs(self._step, self.cache, self._staging, most_rows, longest, progress)
 
     @torch.inference_mode()
     def forward(self, work: Sequence[Work], wanted: Sequence[int], drawn: Tensor | None = None) -> Tensor:
@@ -87,40 +87,43 @@ class PackedModel:
         work: of each row, the row and the ids that follow what it holds; an id below 0 stands for drawn[-1 - id].
         wanted: of how many of its last tokens the logits are needed.
         """
-        if self._graphs is not None and self._graphs.fit(work):
-            logits = self._graphs.run(work, drawn)
+        places = _places(work, wanted)
+        shape = None if self._graphs is None else self._graphs.shape_of(work, len(places))
+        if self._graphs is not None and shape is not None:
+            logits = self._graphs.run(shape, work, places, drawn)
         else:
-            logits = self._run(self.cache, work, wanted, drawn)
+            logits = self._run(work, places, drawn)
         for row, ids in work:
             row.length += len(ids)
         return logits
 
-    def _run(
-        self, cache: KeyValueCache | None, work: Sequence[Work], wanted: Sequence[int], drawn: Tensor | None = None
-    ) -> Tensor:
-        places: list[int] = []
-        segments: list[Segment] = []
-        start = 0
-        for (row, ids), last in zip(work, wanted, strict=True):
-            end = start + len(ids)
-            segments.append(Segment(start if cache is None else row.start, row.length, start, end))
-            places.extend(range(end - last, end))
-            start = end
-        staged = self._staging.put(work, places)
-        flash = None
-        if self._flash and cache is not None:
-            most_new = max(len(ids) for _, ids in work)
-            longest = max(row.length + len(ids) for row, ids in work)
-            flash = Flash(staged.new_starts, staged.key_starts, staged.lengths, most_new, longest)
-        given = staged.ids
-        if drawn is not None:
-            given = torch.where(given < 0, drawn[(-1 - given).clamp_min(0)], given)
-        logits = self._call(
-            Packed(segments, flash), given, staged.positions, None if cache is None else staged.slots, staged.places
-        )
+    def _run(self, work: Sequence[Work], places: Sequence[int], drawn: Tensor | None) -> Tensor:
+        shape = Shape(sum(len(ids) for _, ids in work), len(work), len(places))
+        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=True)
+        most_new = max(len(ids) for _, ids in work)
+        longest = max(row.length + len(ids) for row, ids in work)
+        logits = self._step(numbers, shape, drawn, most_new, longest, [] if self._flash else _segments(work))
         if logits.shape[0] != len(places):
             raise UnsupportedAttentionError("it does not take logits_to_keep")
         return logits
+
+    def _step(
+        self,
+        numbers: Tensor,
+        shape: Shape,
+        drawn: Tensor | None,
+        most_new: int,
+        longest: int,
+        segments: Sequence[Segment] = (),
+    ) -> Tensor:
+        """numbers: as Staging gathers them. segments: for rows that are read one by one."""
+        ids, positions, slots, places, new_starts, key_starts, lengths = torch.split(numbers, shape.sizes)
+        if drawn is not None:
+            ids = torch.where(ids < 0, drawn[(-1 - ids).clamp_min(0)], ids)
+        flash = None
+        if self._flash:
+            flash = Flash(new_starts.int(), key_starts.int(), lengths.int(), most_new, longest)
+        return self._call(Packed(segments, flash), ids, positions, slots, places)
 
     def _call(self, packed: Packed, ids: Tensor, positions: Tensor, slots: Tensor | None, places: Tensor) -> Tensor:
         PASS.now = packed
@@ -161,9 +164,12 @@ class PackedModel:
         return TOLERANCE.get(self._model.dtype, HALF_TOLERANCE)
 
     def _find_layers(self, ids: list[int]) -> dict[int, Layer]:
-        self._run(None, [(Row(), ids)], [1])
-        packed = PASS.now
-        assert packed is not None
+        """Of a forward in which no layer has a cache yet."""
+        packed = Packed([Segment(0, 0, 0, len(ids))])
+        places = torch.tensor([len(ids) - 1], device=self.device)
+        self._call(
+            packed, torch.tensor(ids, device=self.device), torch.arange(len(ids), device=self.device), None, places
+        )
         self._check_windows(packed)
         return packed.layers
 
@@ -207,3 +213,22 @@ class PackedModel:
             slides = kinds[layer] == "sliding_attention" if kinds else window is not None
             if got != (window if slides else None):
                 raise UnsupportedAttentionError("its sliding window does not reach its attention")
+
+
+def _places(work: Sequence[Work], wanted: Sequence[int]) -> list[int]:
+    """Of the tokens whose logits are wanted, in the packed input."""
+    places: list[int] = []
+    end = 0
+    for (_, ids), last in zip(work, wanted, strict=True):
+        end += len(ids)
+        places.extend(range(end - last, end))
+    return places
+
+
+def _segments(work: Sequence[Work]) -> list[Segment]:
+    segments: list[Segment] = []
+    start = 0
+    for row, ids in work:
+        segments.append(Segment(row.start, row.length, start, start + len(ids)))
+        start += len(ids)
+    return segments

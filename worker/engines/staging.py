@@ -6,6 +6,7 @@ from itertools import count
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.engines.kv_cache import Row
@@ -14,52 +15,54 @@ Work = tuple[Row, Sequence[int]]
 BUFFERS = 3  # a transfer is under way while the next is gathered
 
 
-@dataclass(slots=True)
-class Staged:
-    """int64 [tokens]: ids, positions, slots; int64 [wanted]: places; int32: as in Flash."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a step: tokens, rows that have them, and places of which logits are wanted."""
 
-    ids: Tensor
-    positions: Tensor
-    slots: Tensor
-    places: Tensor
-    new_starts: Tensor
-    key_starts: Tensor
-    lengths: Tensor
+    tokens: int
+    rows: int
+    wanted: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of ids, positions, slots, places, and what Flash has: new_starts, key_starts, lengths."""
+        return [self.tokens, self.tokens, self.tokens, self.wanted, self.rows + 1, self.rows + 1, self.rows]
 
 
 class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pins = device.type == "cuda"
         self._buffers = [torch.empty(0, dtype=torch.int64)] * BUFFERS
         self._turns = count()
 
-    def put(self, work: Sequence[Work], places: Sequence[int]) -> Staged:
-        counts = np.array([len(ids) for _, ids in work], dtype=np.int64)
+    def gather(self, work: Sequence[Work], places: Sequence[int], shape: Shape) -> Tensor:
+        """int64 [sum(shape.sizes)], on the host; what is more than the work's own is written where nobody reads."""
+        buffer = self._buffer(sum(shape.sizes))
+        ids, positions, slots, wanted, new_starts, key_starts, lengths = (
+            part.numpy() for part in torch.split(buffer, shape.sizes)
+        )
+        counts = np.array([len(row_ids) for _, row_ids in work], dtype=np.int64)
         past = np.array([row.length for row, _ in work], dtype=np.int64)
         held = np.array([row.start for row, _ in work], dtype=np.int64)
         ends = counts.cumsum()
-        tokens = int(ends[-1])
-        positions = np.arange(tokens) + np.repeat(past - ends + counts, counts)
-        ids = np.fromiter((one for _, row_ids in work for one in row_ids), dtype=np.int64, count=tokens)
-        parts = (
-            ids,
-            positions,
-            positions + np.repeat(held, counts),
-            np.asarray(places, dtype=np.int64),
-            np.concatenate(([0], ends)),
-            np.append(held, 0),
-            past + counts,
-        )
-        sent = torch.split(self._sent(np.concatenate(parts)), [len(part) for part in parts])
-        return Staged(*sent[:4], *(part.int() for part in sent[4:]))
+        tokens, rows = int(ends[-1]), len(work)
+        _fill(ids, np.fromiter((one for _, row_ids in work for one in row_ids), dtype=np.int64, count=tokens))
+        _fill(positions, np.arange(tokens) + np.repeat(past - ends + counts, counts))
+        _fill(slots, positions[:tokens] + np.repeat(held, counts))
+        _fill(wanted, np.asarray(places, dtype=np.int64))
+        new_starts[0], new_starts[1 : rows + 1], new_starts[rows + 1 :] = 0, ends, tokens
+        _fill(key_starts, held)
+        lengths[:rows], lengths[rows:] = past + counts, 1
+        return buffer
 
-    def _sent(self, numbers: np.ndarray) -> Tensor:
-        if not self._pins:
-            return torch.from_numpy(numbers).to(self._device)
+    def _buffer(self, size: int) -> Tensor:
+        if self._device.type != "cuda":
+            return torch.empty(size, dtype=torch.int64)
         turn = next(self._turns) % BUFFERS
-        if len(self._buffers[turn]) < len(numbers):
-            self._buffers[turn] = torch.empty(len(numbers) * 2, dtype=torch.int64, pin_memory=True)
-        buffer = self._buffers[turn][: len(numbers)]
-        buffer.numpy()[:] = numbers
-        return buffer.to(self._device, non_blocking=True)
+        if len(self._buffers[turn]) < size:
+            self._buffers[turn] = torch.empty(size * 2, dtype=torch.int64, pin_memory=True)
+        return self._buffers[turn][:size]
+
+
+def _fill(out: NDArray[np.int64], values: NDArray[np.int64]) -> None:
+    out[: len(values)], out[len(values) :] = values, 0
