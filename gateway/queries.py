@@ -16,6 +16,8 @@ HINTS = frozenset({"api-version", "beta", "client_version"})  # of Azure's clien
 
 def check_query(query: bytes, known: Mapping[str, FieldInfo] | None = None) -> None:
     """Raises InvalidRequest."""
+    if not query:
+        return
     lists = {name: _is_list(field) for name, field in (known or {}).items()}
     for name, times in Counter(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)).items():
         if name in HINTS:

@@ -80,6 +80,7 @@ class GenerationStepper:
         self._checkpoint = checkpoint
         self._options = options
         self._slots = options.slots
+        self._on_gpu = checkpoint.device.type == "cuda"
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._flight: Flight | None = None
@@ -88,12 +89,10 @@ class GenerationStepper:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
         model = self._checkpoint.causal_model()
-        on_gpu = self._checkpoint.device.type == "cuda"
-        self._model = PackedModel(model, compiles=on_gpu)
-        self._runs_ahead = on_gpu
-        self.budget = ON_GPU if on_gpu else ON_CPU
+        self._model = PackedModel(model)
+        self.budget = ON_GPU if self._on_gpu else ON_CPU
         self._cache = self._model.hold(min(self._slots * max_model_len, self._tokens_that_fit(max_model_len)))
-        if on_gpu:
+        if self._on_gpu:
             self._model.capture(self._slots, max_model_len, partial(tqdm, desc="capturing CUDA graphs"))
         self._tokenizer = tokenizer.backend_tokenizer
         self._limits = Limits(self._checkpoint.eos_ids(model, tokenizer), max_model_len, special_ids(self._tokenizer))
@@ -114,7 +113,7 @@ class GenerationStepper:
 
     def _tokens_that_fit(self, max_model_len: int) -> int:
         """In what is left of the memory. Raises StartupError where that is less than one sequence may have."""
-        if self._runs_ahead:
+        if self._on_gpu:
             left = self._model.memory_left(self.budget.alone, self._slots, GPU_MEMORY_UTILIZATION)
         else:
             left = int(psutil.virtual_memory().available * CPU_MEMORY_UTILIZATION)
@@ -218,7 +217,7 @@ class GenerationStepper:
         launched, scored = self._launch()
         outputs += scored + self._land()
         self._flight = launched
-        if not self._runs_ahead:
+        if not self._on_gpu:
             outputs += self._land()
         return outputs
 

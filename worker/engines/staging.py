@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
@@ -33,7 +32,9 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers = [torch.empty(0, dtype=torch.int64)] * BUFFERS
-        self._turns = count()
+        self._turn = 0
+        if device.type == "cuda":
+            self._done = [torch.cuda.Event() for _ in range(BUFFERS)]  # type: ignore[no-untyped-call]
 
     def gather(self, work: Sequence[Work], places: Sequence[int], shape: Shape) -> Tensor:
         """int64 [sum(shape.sizes)], on the host; what is more than the work's own is written where nobody reads."""
@@ -58,10 +59,12 @@ class Staging:
     def _buffer(self, size: int) -> Tensor:
         if self._device.type != "cuda":
             return torch.empty(size, dtype=torch.int64)
-        turn = next(self._turns) % BUFFERS
-        if len(self._buffers[turn]) < size:
-            self._buffers[turn] = torch.empty(size * 2, dtype=torch.int64, pin_memory=True)
-        return self._buffers[turn][:size]
+        self._done[self._turn].record()  # when the step of the last one has run
+        self._turn = (self._turn + 1) % BUFFERS
+        self._done[self._turn].synchronize()  # chunks of a long prompt are launched one after the other, unheard
+        if len(self._buffers[self._turn]) < size:
+            self._buffers[self._turn] = torch.empty(size * 2, dtype=torch.int64, pin_memory=True)
+        return self._buffers[self._turn][:size]
 
 
 def _fill(out: NDArray[np.int64], values: NDArray[np.int64]) -> None:
