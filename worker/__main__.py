@@ -34,6 +34,8 @@ def make_engine(settings: WorkerSettings) -> Engine:
         max_model_len=settings.max_model_len,
         slots=settings.limit_worker_concurrency,
         threads=settings.threads,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        enforce_eager=settings.enforce_eager,
         revision=settings.revision,
         chat_template=settings.conv_template,
         trust_remote_code=settings.trust_remote_code,

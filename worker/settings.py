@@ -28,11 +28,11 @@ class WorkerSettings(ProcessSettings):
         None, description="default: float32 on the CPU, elsewhere the model's own"
     )
     max_model_len: int | None = Field(None, gt=0, description="prompt and reply together, in tokens")
-    limit_worker_concurrency: int = Field(
-        32,
+    limit_worker_concurrency: int | None = Field(
+        None,
         gt=0,
         validation_alias=AliasChoices("limit_worker_concurrency", "max_num_seqs"),
-        description="sequences that run together (slots)",
+        description="sequences that run together (slots); default: 256 on a GPU, else 32",
     )
     threads: int | None = Field(None, gt=0, description="CPU threads for the engine")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
@@ -59,7 +59,10 @@ class WorkerSettings(ProcessSettings):
     max_gpu_memory: str | None = Field(None, description="not implemented yet")
     load_8bit: bool = Field(False, description="not implemented yet")
     load_4bit: bool = Field(False, description="not implemented yet")
-    gpu_memory_utilization: float | None = Field(None, description="not implemented yet")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="part of the GPU's memory for weights, keys and values, and what a step needs"
+    )
+    enforce_eager: bool = Field(False, description="start sooner, without CUDA graphs and compiled layers; slower")
     tensor_parallel_size: int = Field(1, gt=0, description="not implemented yet above 1")
 
     host: str | None = Field(None, description="no meaning on a bus: nothing calls a worker")
@@ -82,7 +85,6 @@ class WorkerSettings(ProcessSettings):
             "load_8bit",
             "load_4bit",
             "max_gpu_memory",
-            "gpu_memory_utilization",
         )
         several = ("num_gpus", "tensor_parallel_size")
         return [name for name in fields if getattr(self, name)] + [name for name in several if getattr(self, name) > 1]

@@ -53,6 +53,12 @@ class Answer:
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of the usage, what does not depend on what others computed before."""
+        assert self.usage is not None
+        return self.usage.prompt_tokens, self.usage.completion_tokens, self.usage.reasoning_tokens
+
 
 class Stepping:
     """A loaded stepper and the answers that it gave."""

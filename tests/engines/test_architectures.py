@@ -8,7 +8,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from shared.errors import StartupError
 from tests.engines.driving import Reference, SaveModel, Stepping
-from worker.engines.generation import PromptBudget
+from worker.engines.budget import StepBudget
 
 Load = Callable[..., Stepping]
 SUPPORTED: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ PROMPTS = [[5, 9, 200], list(range(10, 80)), list(range(100, 130))]
 def test_an_architecture_is_continued_as_by_generate(save_model: SaveModel, load: Load, name: str) -> None:
     path = save_model(name.partition(" ")[0], **SUPPORTED[name])
     engine = load(path)
-    engine.generation.budget = PromptBudget(alone=16, beside=10)
+    engine.generation.budget = StepBudget(alone=16, beside=10)
     ids = []
     for prompt in PROMPTS:
         ids.append(engine.submit(prompt, max_tokens=20))

@@ -13,7 +13,7 @@ from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.messages import Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output
 from worker.engines.checkpoint import Checkpoint
-from worker.engines.options import EngineOptions
+from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.tokens import Tokens, encodable
 
 STEP_TOKENS = 2048  # computed in one step
@@ -94,7 +94,7 @@ class EncoderStepper(ABC):
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self._checkpoint = checkpoint
-        self._slots = options.slots
+        self._slots = options.slots or SLOTS
         self.waiting: deque[Batch] = deque()
 
     def load(self) -> EngineInfo:

@@ -5,25 +5,24 @@ next tokens, `finish` lets a sequence go.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 
-import psutil
 import torch
 from llguidance import LLTokenizer
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from shared.errors import EngineFailed, StartupError, TokenbusError
+from shared.errors import EngineFailed, TokenbusError
 from shared.logging import get_logger
 from shared.messages import TokenLogprob
 from worker.engines.base import EngineInfo, EngineRequest, Output
+from worker.engines.budget import cache_tokens, step_budget
 from worker.engines.checkpoint import Checkpoint
 from worker.engines.detokenizer import special_ids
 from worker.engines.grammar import Grammars, bytes_of_tokens
 from worker.engines.logprobs import Pieces, Scores
-from worker.engines.options import EngineOptions
+from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.packed_model import PackedModel
 from worker.engines.prompts import PromptReader
 from worker.engines.sampling import sample
@@ -32,24 +31,9 @@ from worker.engines.sequence import Limits, Sequence
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PromptBudget:
-    """Prompt tokens that one step computes, when nobody is being answered and beside those who are.
-
-    The second bounds the pause that a long prompt makes in their streams.
-    """
-
-    alone: int
-    beside: int
-
-
-# SmolLM2-135M on one core: 64 tokens take 0.2 s at 85% of the speed of 512, which take 1.4 s.
-ON_CPU = PromptBudget(alone=256, beside=64)
-ON_GPU = PromptBudget(alone=8192, beside=2048)
 # Prompt tokens of which a step computes all logits: 200 KB each for 49,152 tokens, and twice that to score them.
 SCORED = 256
-GPU_MEMORY_UTILIZATION = 0.9  # of all that the GPU has: weights, cache and what a step needs
-CPU_MEMORY_UTILIZATION = 0.5  # of what is free
+SLOTS_ON_GPU = 256
 NOT_A_NUMBER = "The model computed something that is not a number."
 
 
@@ -79,8 +63,8 @@ class GenerationStepper:
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self._checkpoint = checkpoint
         self._options = options
-        self._slots = options.slots
         self._on_gpu = checkpoint.device.type == "cuda"
+        self._slots = options.slots or (SLOTS_ON_GPU if self._on_gpu else SLOTS)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._flight: Flight | None = None
@@ -89,11 +73,11 @@ class GenerationStepper:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
         model = self._checkpoint.causal_model()
-        self._model = PackedModel(model)
-        self.budget = ON_GPU if self._on_gpu else ON_CPU
-        self._cache = self._model.hold(min(self._slots * max_model_len, self._tokens_that_fit(max_model_len)))
-        if self._on_gpu:
-            self._model.capture(self._slots, max_model_len, partial(tqdm, desc="capturing CUDA graphs"))
+        self._model = PackedModel(model, max_model_len, compiled=self._on_gpu and not self._options.enforce_eager)
+        self.budget = step_budget(self._model)
+        tokens = cache_tokens(self._model, self.budget, self._slots, self._options.gpu_memory_utilization)
+        self._cache = self._model.hold(tokens)
+        self._model.capture(self._slots, self.budget.beside, partial(tqdm, desc="capturing CUDA graphs"))
         self._tokenizer = tokenizer.backend_tokenizer
         self._limits = Limits(self._checkpoint.eos_ids(model, tokenizer), max_model_len, special_ids(self._tokenizer))
         self._prompts = PromptReader(
@@ -110,20 +94,6 @@ class GenerationStepper:
             slots=self._slots,
             resumable=True,
         )
-
-    def _tokens_that_fit(self, max_model_len: int) -> int:
-        """In what is left of the memory. Raises StartupError where that is less than one sequence may have."""
-        if self._on_gpu:
-            left = self._model.memory_left(self.budget.alone, self._slots, GPU_MEMORY_UTILIZATION)
-        else:
-            left = int(psutil.virtual_memory().available * CPU_MEMORY_UTILIZATION)
-        tokens = left // self._model.bytes_per_token
-        if tokens < max_model_len:
-            raise StartupError(
-                f"the memory that is left holds keys and values of {max(tokens, 0)} tokens, and one sequence may have "
-                f"{max_model_len}; try --max-model-len"
-            )
-        return tokens
 
     # Made when they are first needed, which is while a request is prepared.
 
@@ -168,6 +138,7 @@ class GenerationStepper:
         sequences = [*self.running, *self.waiting]
         for sequence in sequences:
             self.finish(sequence)
+        self._cache.clear()  # a step that failed may have left anything there
         self._flight = None
         return [sequence.id for sequence in sequences]
 
@@ -179,7 +150,8 @@ class GenerationStepper:
         self._admit()
         decodes = [one for one in self.running if one.uncomputed == 1 and not one.scores_prompt and not one.is_full]
         batch = [(sequence, sequence.next_tokens(1)) for sequence in decodes if self._has_room(sequence, 1)]
-        budget, scored = (self.budget.beside if batch else self.budget.alone), SCORED
+        beside, scored = self.budget.beside, SCORED
+        budget = max(beside - len(batch), beside // 2) if batch else self.budget.alone
         for sequence in self.running:
             if sequence.uncomputed > 1 or sequence.scores_prompt:
                 tokens = sequence.next_tokens(min(budget, scored) if sequence.scores_prompt else budget)
@@ -191,11 +163,13 @@ class GenerationStepper:
         return [(sequence, tokens) for sequence, tokens in batch if sequence.row.extent is not None]
 
     def _admit(self) -> None:
-        """First come, first served, as long as there is a slot and room for the prompt."""
+        """First come, first served, as long as there is a slot and room for the prompt. Who begins like a prompt that
+        is being computed waits for it: nothing after it would be computed before either."""
         while self.waiting and len(self.running) < self._slots:
             sequence = self.waiting[0]
-            if sequence.flight is not None or not self._cache.reserve(sequence.row, sequence.uncomputed + 1):
+            if sequence.flight is not None or not self._cache.begin(sequence.row, share=not sequence.scores_prompt):
                 return
+            sequence.begin()
             self.running.append(self.waiting.popleft())
 
     def _has_room(self, sequence: Sequence, tokens: int) -> bool:
@@ -251,6 +225,7 @@ class GenerationStepper:
                 scores = Scores(logits[end - rows : end][: len(ids)], [sequence.params.logprobs or 0] * len(ids))
                 sequence.score_prompt(scores.tokens(ids, self._pieces))
                 if not scores.are_numbers:
+                    self._cache.release(sequence.row)
                     outputs.append(Output(id=sequence.id, error=EngineFailed(NOT_A_NUMBER)))
                 elif sequence.finish_reason is not None:
                     outputs.append(sequence.output([], []))
@@ -316,10 +291,12 @@ class GenerationStepper:
             output = Output(id=sequence.id, error=EngineFailed(f"The engine failed: {error}"))
         if output.ends:
             self.finish(sequence)
+        if token_id < 0:
+            self._cache.release(sequence.row)
         return output
 
     def finish(self, sequence: Sequence) -> None:
-        """Frees its slot and its memory."""
+        """Frees its slot; what is held of it stays for others that begin alike, until its memory is needed."""
         sequence.is_over = True
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._cache.release(sequence.row)
+        self._cache.keep(sequence.row)

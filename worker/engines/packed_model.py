@@ -1,6 +1,9 @@
 """A causal language model that computes the tokens of many rows, prompt chunks and single tokens, in one forward."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -8,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import StartupError
-from worker.engines.kv_cache import KeyValueCache, Layer, Row
-from worker.engines.packed_attention import NAME, PASS, Flash, Packed, Segment, UnsupportedAttentionError
+from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
+from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment, UnsupportedAttentionError
 from worker.engines.stacked import stack
-from worker.engines.staging import Shape, Staging, Work
+from worker.engines.staging import Shape, Staging, Work, shape_for_kernels
 from worker.engines.step_graphs import StepGraphs
 
 CHECK_TOKENS = 11
@@ -20,13 +23,26 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a step."""
+
+    seconds: float
+    bytes: int
+
+
 class PackedModel:
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Checks the model against its own plain forward; raises StartupError where this engine would get it wrong."""
+    def __init__(self, model: PreTrainedModel, max_model_len: int, *, compiled: bool) -> None:
+        """Checks the model against its own plain forward; raises StartupError where this engine would get it wrong.
+
+        compiled: its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the rows.
+        """
         self.device = model.device
+        self.max_model_len = max_model_len
+        self._is_compiled = compiled
         self._model = model.requires_grad_(False)
         self._config = model.config.get_text_config()
-        self._flash = False
+        self._has_kernels = False
         self._held: KeyValueCache | None = None
         self._graphs: StepGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
@@ -49,34 +65,48 @@ class PackedModel:
         return self._held
 
     @property
+    def has_graphs(self) -> bool:
+        return self._is_compiled and self._has_kernels
+
+    @property
     def cache(self) -> KeyValueCache:
         assert self._held is not None
         return self._held
 
-    def memory_left(self, most_tokens: int, most_rows: int, utilization: float) -> int:
-        """Bytes of the GPU's for the cache, beside the weights and what the largest steps need, which is measured."""
-        self.hold(most_tokens)
+    def measure(self, tokens: int, rows: int, use: Callable[[Tensor], object] | None = None) -> Cost:
+        """A step of prompts with so many tokens on a GPU, with a cache of its own, the logits of so many rows and what
+        is done with them."""
+        counts = [min(self.max_model_len, tokens - at) for at in range(0, tokens, self.max_model_len)]
+        work = [(Row(), [1] * count) for count in counts]
+        cache = self.hold(sum(-(-count // block_of(self.device)) * block_of(self.device) for count in counts))
+        for row, ids in work:
+            cache.reserve(row, len(ids))
+        wanted = [
+            max(0, min(rows - at, count)) for at, count in zip(accumulate(counts, initial=0), counts, strict=False)
+        ]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
-        row = Row()
-        self.cache.reserve(row, most_tokens)
+        torch.cuda.synchronize(self.device)
+        before, began = torch.cuda.memory_allocated(self.device), time.perf_counter()
         with torch.inference_mode():
-            before = torch.cuda.memory_allocated(self.device)
-            logits = self.forward([(row, [1] * most_tokens)], [min(most_rows, most_tokens)])
-            sample_like = logits.float().softmax(dim=-1) + logits
-            del logits, sample_like
-        needed = torch.cuda.max_memory_allocated(self.device) - before
-        del row
-        self.cache.drop()
+            logits = self.forward(work, wanted)
+            if use is not None:
+                use(logits)
+        torch.cuda.synchronize(self.device)
+        cost = Cost(time.perf_counter() - began, torch.cuda.max_memory_allocated(self.device) - before)
+        cache.drop()
         self._held = None
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        return int(free - needed - total * (1 - utilization))
+        return cost
 
     @torch.inference_mode()
-    def capture(self, most_rows: int, longest: int, progress: Any) -> None:
-        """CUDA graphs of steps for up to so many rows, each of up to so many tokens."""
-        self._graphs = StepGraphs(self._step, self.cache, self._staging, most_rows, longest, progress)
+    def capture(self, most_rows: int, most_tokens: int, progress: Any) -> None:
+        """CUDA graphs of steps for up to so many rows, and where some are prompts, so many tokens; none where rows are
+        read one by one, or nothing was to be compiled."""
+        if not self.has_graphs:
+            return
+        logits = torch.empty((most_rows, self.vocabulary), dtype=self._model.dtype, device=self.device)
+        self._graphs = StepGraphs(self._step, logits, self._staging, self.max_model_len, most_tokens, progress)
 
     @torch.inference_mode()
     def forward(self, work: Sequence[Work], wanted: Sequence[int], drawn: Tensor | None = None) -> Tensor:
@@ -97,32 +127,26 @@ class PackedModel:
         return logits
 
     def _run(self, work: Sequence[Work], places: Sequence[int], drawn: Tensor | None) -> Tensor:
-        shape = Shape(sum(len(ids) for _, ids in work), len(work), len(places))
+        if self._has_kernels:
+            shape, segments = shape_for_kernels(work, len(places)), []
+        else:
+            shape, segments = Shape(sum(len(ids) for _, ids in work), 0, 0, len(places)), _segments(work)
         numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=True)
-        most_new = max(len(ids) for _, ids in work)
         longest = max(row.length + len(ids) for row, ids in work)
-        logits = self._step(numbers, shape, drawn, most_new, longest, [] if self._flash else _segments(work))
+        logits = self._step(numbers, shape, drawn, longest, segments)
         if logits.shape[0] != len(places):
             raise UnsupportedAttentionError("it does not take logits_to_keep")
         return logits
 
     def _step(
-        self,
-        numbers: Tensor,
-        shape: Shape,
-        drawn: Tensor | None,
-        most_new: int,
-        longest: int,
-        segments: Sequence[Segment] = (),
+        self, numbers: Tensor, shape: Shape, drawn: Tensor | None, longest: int, segments: Sequence[Segment] = ()
     ) -> Tensor:
         """numbers: as Staging gathers them. segments: for rows that are read one by one."""
-        ids, positions, slots, places, new_starts, key_starts, lengths = torch.split(numbers, shape.sizes)
+        ids, positions, slots, places, *rows = torch.split(numbers, shape.sizes)
         if drawn is not None:
             ids = torch.where(ids < 0, drawn[(-1 - ids).clamp_min(0)], ids)
-        flash = None
-        if self._flash:
-            flash = Flash(new_starts.int(), key_starts.int(), lengths.int(), most_new, longest)
-        return self._call(Packed(segments, flash), ids, positions, slots, places)
+        kernels = None if segments else Kernels(longest, *(part.int() for part in rows))
+        return self._call(Packed(segments, kernels), ids, positions, slots, places)
 
     def _call(self, packed: Packed, ids: Tensor, positions: Tensor, slots: Tensor | None, places: Tensor) -> Tensor:
         PASS.now = packed
@@ -149,9 +173,9 @@ class PackedModel:
             stack(self._model)
             torch.cuda.empty_cache()
         self.hold(4 * CHECK_TOKENS)
-        self._flash = self._flash_fits()
+        self._has_kernels = self._kernels_fit()
         error = self._difference(ids, expected)
-        if self.device.type == "cuda" and error < self._tolerance:
+        if self._is_compiled and error < self._tolerance:
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
             error = self._difference(ids, expected)
@@ -170,8 +194,8 @@ class PackedModel:
         self._check_windows(packed)
         return packed.layers
 
-    def _flash_fits(self) -> bool:
-        """torch's flash kernel: half precision, on a GPU that has it, keys and values of one size."""
+    def _kernels_fit(self) -> bool:
+        """torch's flash kernel is for half precision, on a GPU that has it, with keys and values of one size."""
         half = all(layer.dtype in (torch.float16, torch.bfloat16) for layer in self._layers.values())
         small = all(layer.key_size == layer.value_size <= 256 for layer in self._layers.values())
         return self.device.type == "cuda" and half and small and torch.cuda.get_device_capability(self.device) >= (8, 0)

@@ -35,7 +35,7 @@ class Sequence:
         self, request: EngineRequest, prompt: Prompt, limits: Limits, tokenizer: Tokenizer, matcher: Matcher | None
     ) -> None:
         self.id = request.id
-        self.row = Row()
+        self.row = Row(list(prompt.ids))
         self.is_over = False  # ended or aborted: what is still computed of it is for nobody
         self.flight: object = None  # the step that draws its next token, until that is known
         self.place = 0  # of it among those that are drawn there
@@ -43,7 +43,8 @@ class Sequence:
         self.params = request.sampling
         self.finish_reason: FinishReason | None = None
         self._request = request
-        self._ids = list(prompt.ids)
+        self._ids = self.row.ids
+        self._cached: int | None = None  # tokens of the prompt that were not computed
         self._prompt_tokens = len(prompt.ids)
         room = limits.max_model_len - len(prompt.ids)
         self._max_tokens = room if self.params.max_tokens is None else min(room, self.params.max_tokens)
@@ -96,6 +97,11 @@ class Sequence:
         """Whether its next token can be computed before the last one is known."""
         params = self.params
         return self.matcher is None and params.logprobs is None and not Penalties.asked_for(params)
+
+    def begin(self) -> None:
+        """It has its place, and perhaps the first of its tokens. What it is given when it comes back counts no more."""
+        if self._cached is None:
+            self._cached = min(self.row.length, self._prompt_tokens)
 
     def next_tokens(self, budget: int) -> list[int]:
         """Below 0: as in PackedModel.forward."""
@@ -159,7 +165,12 @@ class Sequence:
         )
 
     def _usage(self) -> Usage:
-        return Usage(self._prompt_tokens, self._completion_tokens, reasoning_tokens=self._reply.reasoning_tokens)
+        return Usage(
+            self._prompt_tokens,
+            self._completion_tokens,
+            self._cached or 0,
+            reasoning_tokens=self._reply.reasoning_tokens,
+        )
 
     def draw(self, vocabulary: int, device: torch.device) -> Draw:
         """How to draw the next token."""

@@ -1,0 +1,100 @@
+"""What only a GPU runs: kernels, compiled layers, CUDA graphs, steps launched before the last tokens are known."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engines.driving import Answer, Reference, SaveModel, Stepping
+from worker.engines.budget import StepBudget
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
+    pytest.mark.filterwarnings("default"),  # torch's compiler has some of its own
+]
+
+Load = Callable[..., Stepping]
+CHANCE = random.Random(11)
+SHARED = CHANCE.choices(range(2, 384), k=70)
+PROMPTS = [
+    *(CHANCE.choices(range(2, 384), k=length) for length in (1, 3, 40, 200, 17, 90)),
+    *([*SHARED, *CHANCE.choices(range(2, 384), k=length)] for length in (1, 30, 5)),
+    SHARED,
+]
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 16},
+    "qwen3": {"head_dim": 96, "num_attention_heads": 6},
+}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["eager", "graphs"])
+def engine(request: pytest.FixtureRequest, llama: Path, load: Load) -> Stepping:
+    return load(llama, device="cuda", dtype="float32", slots=6, enforce_eager=request.param)
+
+
+def crowd(engine: Stepping) -> list[Answer]:
+    engine.forget()
+    engine.generation.budget = StepBudget(alone=64, beside=24)
+    return engine.crowd({"payload": prompt, "max_tokens": 30} for prompt in PROMPTS)
+
+
+def test_in_float32_a_crowd_is_answered_as_by_generate(engine: Stepping, reference: Reference) -> None:
+    for prompt, answer in zip(PROMPTS, crowd(engine), strict=True):
+        assert answer.token_ids == reference.greedy(prompt, 30)
+
+
+def worst_choice(path: Path, answers: list[Answer]) -> float:
+    """How far below the best a token was that was drawn, in standard deviations of its logits in float32."""
+    model = Reference(path).model.cuda()
+    worst = 0.0
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer.token_ids]], device="cuda")
+        with torch.inference_mode():
+            logits: Tensor = model(ids).logits[0, len(prompt) - 1 : -1]
+        drawn = logits.gather(1, torch.tensor(answer.token_ids, device="cuda").unsqueeze(1)).squeeze(1)
+        worst = max(worst, float(((logits.max(dim=-1).values - drawn) / logits.std(dim=-1)).max()))
+    return worst
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_in_half_precision_every_token_is_among_the_best(
+    save_model: SaveModel, load: Load, name: str, dtype: str
+) -> None:
+    path = save_model(name, **SHAPES[name])
+    engine = load(path, device="cuda", dtype=dtype, slots=6)
+    answers = crowd(engine)
+    assert worst_choice(path, answers) < 0.2
+    assert all(answer.finish_reason for answer in answers)
+    cached = [answer.usage.cached_tokens for answer in answers if answer.usage is not None]
+    assert cached[-3:] == [70, 70, 69]
+
+
+def test_sampled_penalized_and_constrained_rows_run_beside_greedy_ones(llama: Path, load: Load) -> None:
+    engine = load(llama, device="cuda", dtype="bfloat16", slots=6)
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.9, "seed": 3},
+        {"temperature": 0.9, "seed": 3, "top_p": 0.8, "top_k": 20, "min_p": 0.02},
+        {"frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        {"logit_bias": {7: 100.0}},
+        {"logprobs": 2},
+    ]
+    requests = [{"payload": PROMPTS[3], "max_tokens": 20, **kind} for kind in kinds]
+    answers = engine.crowd(requests)
+    assert [len(answer.token_ids) for answer in answers] == [20] * len(kinds)
+    assert answers[4].token_ids == [7] * 20
+    assert len(answers[5].logprobs) == 20
+
+
+def test_when_memory_is_short_rows_move_and_are_computed_again(llama: Path, load: Load, reference: Reference) -> None:
+    engine = load(llama, device="cuda", dtype="float32", slots=6, enforce_eager=True)
+    generation = engine.generation
+    generation._cache = generation._model.hold(700)
+    for prompt, answer in zip(PROMPTS, crowd(engine), strict=True):
+        assert answer.token_ids == reference.greedy(prompt, 30)
