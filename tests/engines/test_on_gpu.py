@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from shared.messages import SamplingParams
 from tests.engines.driving import Answer, Reference, SaveModel, Stepping
 from worker.engines.budget import StepBudget
+from worker.engines.sampling import Draw, sample
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
@@ -30,6 +32,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 16},
     "qwen3": {"head_dim": 96, "num_attention_heads": 6},
 }
+KINDS: list[dict[str, float]] = [
+    {},
+    {"top_p": 0.1},
+    {"top_p": 0.95},
+    {"top_k": 7},
+    {"min_p": 0.05, "top_k": 100, "top_p": 0.6},
+    {"top_p": 1e-9},
+]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["eager", "graphs"])
@@ -90,6 +100,17 @@ def test_sampled_penalized_and_constrained_rows_run_beside_greedy_ones(llama: Pa
     assert [len(answer.token_ids) for answer in answers] == [20] * len(kinds)
     assert answers[4].token_ids == [7] * 20
     assert len(answers[5].logprobs) == 20
+
+
+def test_tokens_are_drawn_as_on_a_cpu() -> None:
+    chance = torch.Generator().manual_seed(4)
+    logits = torch.randn(96, 5001, generator=chance) * torch.linspace(0.1, 8, 96).unsqueeze(1)
+    draws = [
+        Draw(SamplingParams(seed=row, temperature=0.8, **KINDS[row % len(KINDS)]), 0, row)  # type: ignore[arg-type]
+        for row in range(96)
+    ]
+    expected = sample(logits.clone(), draws)
+    assert sample(logits.cuda(), draws).cpu().tolist() == expected.tolist()
 
 
 def test_when_memory_is_short_rows_move_and_are_computed_again(llama: Path, load: Load, reference: Reference) -> None:

@@ -27,6 +27,7 @@ from worker.engines.packed_model import PackedModel
 from worker.engines.prompts import PromptReader
 from worker.engines.sampling import sample
 from worker.engines.sequence import Limits, Sequence
+from worker.engines.transfer import sent
 
 log = get_logger(__name__)
 
@@ -212,7 +213,8 @@ class GenerationStepper:
             outputs = self._score_prompts(logits.float(), [sequence for sequence, _ in batch], wanted)
             last = [end - 1 for is_ready, end in zip(ready, accumulate(wanted), strict=True) if is_ready]
             places = [place for place, sequence in enumerate(sequences) if not sequence.is_over]
-            sequences, logits = [sequences[place] for place in places], logits[[last[place] for place in places]]
+            kept = sent([last[place] for place in places], torch.int64, logits.device)
+            sequences, logits = [sequences[place] for place in places], logits[kept]
         return (self._draw(sequences, logits) if sequences else None), outputs
 
     def _score_prompts(self, logits: Tensor, sequences: list[Sequence], wanted: list[int]) -> list[Output]:
@@ -222,7 +224,10 @@ class GenerationStepper:
             end += rows
             if sequence.scores_prompt:
                 ids = sequence.next_prompt_ids(rows)
-                scores = Scores(logits[end - rows : end][: len(ids)], [sequence.params.logprobs or 0] * len(ids))
+                own, tops = logits[end - rows : end][: len(ids)], [sequence.params.logprobs or 0] * len(ids)
+                scores = Scores(own, tops, sent(ids, torch.int64, logits.device))
+                if self._on_gpu:
+                    torch.cuda.synchronize()
                 sequence.score_prompt(scores.tokens(ids, self._pieces))
                 if not scores.are_numbers:
                     self._cache.release(sequence.row)
@@ -237,17 +242,20 @@ class GenerationStepper:
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> Flight:
         """The next token of each, from logits [sequences, vocabulary]."""
         asked = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
-        scores = None
-        if asked:
-            scores = Scores(logits[asked].float(), [sequences[row].params.logprobs or 0 for row in asked])
+        plain = logits[sent(asked, torch.int64, logits.device)].float() if asked else None
         matchers = [(row, sequence.matcher) for row, sequence in enumerate(sequences) if sequence.matcher is not None]
         if matchers:
             logits = logits.float()
             self._grammars.constrain(logits, matchers)
         drawn = sample(logits, [sequence.draw(logits.shape[1], logits.device) for sequence in sequences])
+        scores = None
+        if plain is not None:
+            tops = [sequences[row].params.logprobs or 0 for row in asked]
+            scores = Scores(plain, tops, drawn[sent(asked, torch.int64, drawn.device)].clamp_min(0))
         flight = Flight(sequences, drawn, asked, scores)
         for place, sequence in enumerate(sequences):
             sequence.flight, sequence.place = flight, place
+            sequence.drawn(drawn[place : place + 1])
         return flight
 
     def _land(self) -> list[Output]:
