@@ -98,7 +98,7 @@ class PackedModel:
 
     def _run(self, work: Sequence[Work], places: Sequence[int], drawn: Tensor | None) -> Tensor:
         shape = Shape(sum(len(ids) for _, ids in work), len(work), len(places))
-        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=True)
+        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=self.device.type == "cuda")
         most_new = max(len(ids) for _, ids in work)
         longest = max(row.length + len(ids) for row, ids in work)
         logits = self._step(numbers, shape, drawn, most_new, longest, [] if self._flash else _segments(work))
