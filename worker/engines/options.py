@@ -8,7 +8,8 @@ class EngineOptions:
     """None leaves the choice to the engine. What an engine cannot honour is refused before it is created.
 
     model_path: a directory, a file.gguf or a hub id. chat_template: a Jinja text or a file that holds one.
-    threads: for computing, on a CPU. tool_call_parser, reasoning_parser: names of worker.engines.dialects.
+    threads: for computing, on a CPU. weight_bits: 8 or 4. num_gpus: that the layers are spread over, each of which
+    may hold weights of max_gpu_memory ('20GiB'). tool_call_parser, reasoning_parser: names of worker.engines.dialects.
     """
 
     model_path: str = ""
@@ -17,6 +18,9 @@ class EngineOptions:
     max_model_len: int | None = None
     slots: int = 32
     threads: int | None = None
+    weight_bits: int | None = None
+    num_gpus: int = 1
+    max_gpu_memory: str | None = None
     revision: str | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False
