@@ -22,6 +22,7 @@ class Layer:
     key_size: int
     value_size: int
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def bytes_per_token(self) -> int:
@@ -44,7 +45,7 @@ class KeyValueCache:
     """The first block is nobody's: what fills up a batch is written there."""
 
     def __init__(self, layers: Mapping[int, Layer], tokens: int, device: torch.device) -> None:
-        """tokens: that all rows together may have."""
+        """tokens: that all rows together may have. device: of a step's numbers; tensors lie where their layer does."""
         self.device = device
         self._block = block_of(device)
         self.space = Space((-(-tokens // self._block) + 1) * self._block, self._block)
@@ -52,7 +53,7 @@ class KeyValueCache:
         self._layers = list(layers.values())
         for layer in layers.values():
             for name, size in (("keys", layer.key_size), ("values", layer.value_size)):
-                tensor = _empty(self.space.tokens, layer.kv_heads, size, layer.dtype, device)
+                tensor = _empty(self.space.tokens, layer.kv_heads, size, layer.dtype, layer.device)
                 layer.module.register_buffer(name, tensor, persistent=False)
                 self._tensors.append(tensor)
         self.space.allocate(self._block)

@@ -35,17 +35,18 @@ class Segment:
     past: int
     start: int
     end: int
-    masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window: the same in many layers
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)  # the same in many layers
 
     def mask(self, window: int | None, like: Tensor) -> Tensor:
         """Added to the scores [new, length]: a token sees itself and what is before it, within the window."""
-        if window not in self.masks:
+        if (window, like.device) not in self.masks:
             new = self.end - self.start
             at = torch.arange(self.past, self.past + new, device=like.device).unsqueeze(1)
             seen = torch.arange(self.past + new, device=like.device).unsqueeze(0)
             hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
-            self.masks[window] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
-        return self.masks[window]
+            mask = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+            self.masks[window, like.device] = mask
+        return self.masks[window, like.device]
 
 
 @dataclass(slots=True)
@@ -58,6 +59,16 @@ class Flash:
     lengths: Tensor  # [rows]
     most_new: int
     longest: int
+    copies: dict[torch.device, "Flash"] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> "Flash":
+        """For a layer that lies there. A model on one GPU has no copies."""
+        if device == self.lengths.device:
+            return self
+        if device not in self.copies:
+            starts, keys, lengths = (one.to(device) for one in (self.new_starts, self.key_starts, self.lengths))
+            self.copies[device] = Flash(starts, keys, lengths, self.most_new, self.longest)
+        return self.copies[device]
 
 
 @dataclass(slots=True)
@@ -119,7 +130,7 @@ def _check(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> No
 def _note(module: nn.Module, keys: Tensor, values: Tensor, window: int | None, packed: Packed) -> None:
     index: int = module.layer_idx  # type: ignore[assignment]
     packed.windows[index] = window
-    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
+    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype, keys.device)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
@@ -127,7 +138,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, 
     packed = PASS.now
     assert packed is not None
     if packed.flash is not None:
-        return _attend_flash(packed.flash, query, keys, values, scaling, window)
+        return _attend_flash(packed.flash.on(query.device), query, keys, values, scaling, window)
     out = query.new_empty((query.shape[1], query.shape[0], values.shape[2]))
     for segment in packed.segments:
         new = slice(segment.start, segment.end)

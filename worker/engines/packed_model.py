@@ -1,5 +1,6 @@
 """A causal language model that computes the tokens of many rows, prompt chunks and single tokens, in one forward."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import StartupError
+from shared.logging import get_logger
 from worker.engines.kv_cache import KeyValueCache, Layer, Row
 from worker.engines.packed_attention import NAME, PASS, Flash, Packed, Segment, UnsupportedAttentionError
+from worker.engines.placement import devices_of, is_quantized
 from worker.engines.stacked import stack
 from worker.engines.staging import Shape, Staging, Work
 from worker.engines.step_graphs import StepGraphs
+
+log = get_logger(__name__)
 
 CHECK_TOKENS = 11
 # Relative error of the logits. In half precision two correct kernels differ by about 0.02, wrong ones by about 1.
@@ -31,6 +36,8 @@ class PackedModel:
         self._graphs: StepGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
         self._staging = Staging(self.device)
+        self._is_quantized = is_quantized(model)
+        self._is_spread = len(devices_of(model)) > 1
         try:
             with torch.inference_mode():
                 self._prepare()
@@ -39,7 +46,15 @@ class PackedModel:
 
     @property
     def bytes_per_token(self) -> int:
-        return sum(layer.bytes_per_token for layer in self._layers.values())
+        return sum(self._bytes_per_token.values())
+
+    @property
+    def _bytes_per_token(self) -> Counter[torch.device]:
+        """On each device."""
+        sizes: Counter[torch.device] = Counter()
+        for layer in self._layers.values():
+            sizes[layer.device] += layer.bytes_per_token
+        return sizes
 
     def hold(self, tokens: int) -> KeyValueCache:
         """Gives it a cache for so many tokens, in place of the one that it has."""
@@ -54,28 +69,36 @@ class PackedModel:
         return self._held
 
     def memory_left(self, most_tokens: int, most_rows: int, utilization: float) -> int:
-        """Bytes of the GPU's for the cache, beside the weights and what the largest steps need, which is measured."""
+        """Bytes for the cache, beside the weights and what the largest steps need, which is measured. Of several GPUs
+        each has the same tokens, so that the one with the least room for its layers decides."""
         self.hold(most_tokens)
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
+        for gpu in self._bytes_per_token:
+            torch.cuda.reset_peak_memory_stats(gpu)
         row = Row()
         self.cache.reserve(row, most_tokens)
         with torch.inference_mode():
-            before = torch.cuda.memory_allocated(self.device)
+            before = {gpu: torch.cuda.memory_allocated(gpu) for gpu in self._bytes_per_token}
             logits = self.forward([(row, [1] * most_tokens)], [min(most_rows, most_tokens)])
             sample_like = logits.float().softmax(dim=-1) + logits
             del logits, sample_like
-        needed = torch.cuda.max_memory_allocated(self.device) - before
+        needed = {gpu: torch.cuda.max_memory_allocated(gpu) - held for gpu, held in before.items()}
         del row
         self.cache.drop()
         self._held = None
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        return int(free - needed - total * (1 - utilization))
+        tokens = []
+        for gpu, bytes_per_token in self._bytes_per_token.items():
+            free, total = torch.cuda.mem_get_info(gpu)
+            tokens.append(int(free - needed[gpu] - total * (1 - utilization)) // bytes_per_token)
+        return min(tokens) * self.bytes_per_token
 
     @torch.inference_mode()
     def capture(self, most_rows: int, longest: int, progress: Any) -> None:
-        """CUDA graphs of steps for up to so many rows, each of up to so many tokens."""
+        """CUDA graphs of steps for up to so many rows, each of up to so many tokens; a graph is of one GPU."""
+        if self._is_spread:
+            log.info("a model over several GPUs is neither compiled nor run as CUDA graphs, and slower with few rows")
+            return
         self._graphs = StepGraphs(self._step, self.cache, self._staging, most_rows, longest, progress)
 
     @torch.inference_mode()
@@ -145,13 +168,14 @@ class PackedModel:
         if self._model.config.get_text_config()._attn_implementation != NAME:
             raise UnsupportedAttentionError("it has an attention of its own")
         self._layers = self._find_layers(ids)
-        if self.device.type == "cuda":
+        on_one_gpu = self.device.type == "cuda" and not self._is_spread
+        if on_one_gpu:  # over several, accelerate's hooks are on the layers that a stack would replace
             stack(self._model)
             torch.cuda.empty_cache()
         self.hold(4 * CHECK_TOKENS)
         self._flash = self._flash_fits()
         error = self._difference(ids, expected)
-        if self.device.type == "cuda" and error < self._tolerance:
+        if on_one_gpu and not self._is_quantized and error < self._tolerance:
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
             error = self._difference(ids, expected)
@@ -160,6 +184,8 @@ class PackedModel:
 
     @property
     def _tolerance(self) -> float:
+        if self._is_quantized:  # activations are rounded to 8 bits, or to bfloat16
+            return HALF_TOLERANCE
         return TOLERANCE.get(self._model.dtype, HALF_TOLERANCE)
 
     def _find_layers(self, ids: list[int]) -> dict[int, Layer]:
