@@ -49,10 +49,10 @@ def cache_tokens(model: PackedModel, budget: StepBudget, slots: int, utilization
     """That fit into what is left of the memory, and no more than can be of use. utilization: of a GPU's memory, for
     all. Raises StartupError where that is less than one sequence may have."""
     if model.device.type == "cuda":
-        left = _left_on_gpu(model, budget, slots, utilization)
+        tokens = _fit_on_gpus(model, budget, slots, utilization)
     else:
         left = int(psutil.virtual_memory().available * CPU_MEMORY_UTILIZATION)
-    tokens = left // model.bytes_per_token
+        tokens = left // sum(model.bytes_per_token.values())
     if tokens < model.max_model_len:
         raise StartupError(
             f"the memory that is left holds keys and values of {max(tokens, 0)} tokens, and one sequence may have "
@@ -61,17 +61,22 @@ def cache_tokens(model: PackedModel, budget: StepBudget, slots: int, utilization
     return min(tokens, slots * model.max_model_len)
 
 
-def _left_on_gpu(model: PackedModel, budget: StepBudget, slots: int, utilization: float) -> int:
-    """Beside the weights and what the largest steps need: one that is launched, and those that are graphs."""
+def _fit_on_gpus(model: PackedModel, budget: StepBudget, slots: int, utilization: float) -> int:
+    """Beside the weights and what the largest steps need: one that is launched, and those that are graphs. Of several
+    GPUs each has the same tokens, so that the one with the least room for its layers decides."""
 
     def draw(logits: Tensor) -> None:
         sample(logits, [HARD] * len(logits))
 
     try:
-        needed = model.measure(budget.alone, slots, draw).bytes
+        costs = [model.measure(budget.alone, slots, draw)]
         if model.has_graphs:
-            needed += model.measure(budget.beside, slots).bytes
+            costs.append(model.measure(budget.beside, slots))
     except torch.OutOfMemoryError as error:
         raise StartupError(f"the GPU has no memory for a step beside the weights: {error}") from error
-    free, total = torch.cuda.mem_get_info(model.device)
-    return int(free - needed - total * (1 - utilization))
+    tokens = []
+    for gpu, bytes_per_token in model.bytes_per_token.items():
+        free, total = torch.cuda.mem_get_info(gpu)
+        needed = sum(cost.bytes[gpu] for cost in costs)
+        tokens.append(int(free - needed - total * (1 - utilization)) // bytes_per_token)
+    return min(tokens)

@@ -29,6 +29,7 @@ from shared.errors import StartupError
 from worker.engines.fingerprint import fingerprint_of
 from worker.engines.gguf_file import restore_pre_tokenizer
 from worker.engines.options import EngineOptions
+from worker.engines.placement import Placement
 
 DTYPES = {
     name: dtype
@@ -47,6 +48,7 @@ class Checkpoint:
         self._options = options
         self._source, self._gguf_file, self._is_local = _locate(options.model_path)
         self.device = _device(options.device)
+        self._placement = Placement(options, self.device)
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         if not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -115,13 +117,25 @@ class Checkpoint:
         return self._model(AutoModelForSequenceClassification)
 
     def _model(self, auto: Any) -> PreTrainedModel:
+        quantized = self._quantized()
+        self._placement.check(self._options.model_path, "GGUF" if self._gguf_file else quantized)
         with self._reading("weights"):
-            model: PreTrainedModel = auto.from_pretrained(
-                self._source, config=self.config, dtype=self._dtype(), **self._arguments
+            model = self._placement.load(
+                auto,
+                self._source,
+                prequantized=quantized is not None,
+                config=self.config,
+                dtype=self._dtype(),
+                **self._arguments,
             )
-            model.to(self.device)  # type: ignore[arg-type]
             model.eval()  # type: ignore[no-untyped-call]
         return model
+
+    def _quantized(self) -> str | None:
+        """How, by its own config; None: it is not, or a GGUF file, which is read as if it were not."""
+        configs = [] if self._gguf_file else [self.config, self.config.get_text_config()]
+        found = [one.quantization_config for one in configs if getattr(one, "quantization_config", None)]
+        return next((str(one.get("quant_method")) for one in found), None)
 
     def max_model_len(self) -> int:
         """Tokens of prompt and completion together: what the model can hold, or less if so asked."""
@@ -153,7 +167,7 @@ class Checkpoint:
         config = self.json("config.json")
         named = {"tool calls": self._options.tool_call_parser, "reasoning": self._options.reasoning_parser}
         parsers = [f"{what}: {name}" for what, name in named.items() if name is not None]
-        return fingerprint_of(config, tokenizer, model, self._weights_bytes(), parsers)
+        return fingerprint_of(config, tokenizer, model, self._weights_bytes(), parsers, self._placement.quantization)
 
     def _weights_bytes(self) -> list[int]:
         if self._gguf_file:

@@ -133,36 +133,37 @@ def attend_to_cache(
     parts = (rows * heads, splits) if splits > 1 else (0, 0)
     partial = torch.empty((*parts, size), dtype=torch.float32, device=query.device)
     logsums = torch.empty(parts, dtype=torch.float32, device=query.device)
-    _attend[rows, kv_heads, splits](
-        query,
-        keys,
-        values,
-        starts,
-        lengths,
-        out,
-        partial,
-        logsums,
-        (size**-0.5 if scaling is None else scaling) * LOG2_E,
-        longest if window is None else window,
-        query.stride(1),
-        query.stride(0),
-        keys.stride(0),
-        keys.stride(1),
-        values.stride(0),
-        values.stride(1),
-        GROUP=group,
-        TILE=max(SMALLEST, triton.next_power_of_2(group)),
-        SIZE=size,
-        PADDED=padded,
-        SPLITS=splits,
-        BLOCK=BLOCK,
-        num_warps=4,
-        num_stages=3,
-    )
-    if splits > 1:
-        _combine[(rows * heads,)](
-            partial, logsums, lengths, out, HEADS=heads, SIZE=size, PADDED=padded, SPLITS=splits, num_warps=2
+    with torch.cuda.device(query.device):  # of several, Triton would take the current one
+        _attend[rows, kv_heads, splits](
+            query,
+            keys,
+            values,
+            starts,
+            lengths,
+            out,
+            partial,
+            logsums,
+            (size**-0.5 if scaling is None else scaling) * LOG2_E,
+            longest if window is None else window,
+            query.stride(1),
+            query.stride(0),
+            keys.stride(0),
+            keys.stride(1),
+            values.stride(0),
+            values.stride(1),
+            GROUP=group,
+            TILE=max(SMALLEST, triton.next_power_of_2(group)),
+            SIZE=size,
+            PADDED=padded,
+            SPLITS=splits,
+            BLOCK=BLOCK,
+            num_warps=4,
+            num_stages=3,
         )
+        if splits > 1:
+            _combine[(rows * heads,)](
+                partial, logsums, lengths, out, HEADS=heads, SIZE=size, PADDED=padded, SPLITS=splits, num_warps=2
+            )
 
 
 def _splits(programs: int, longest: int, device: torch.device) -> int:

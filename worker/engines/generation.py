@@ -47,7 +47,7 @@ class Flight:
         self.drawn = drawn
         self.scored = scored
         self.scores = scores
-        self._host = drawn.to("cpu", non_blocking=True)
+        self._host = drawn.to("cpu", non_blocking=drawn.is_cuda)  # elsewhere nothing would say when it has arrived
         self._arrived = torch.cuda.Event() if drawn.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record()

@@ -26,6 +26,7 @@ class Layer:
     key_size: int
     value_size: int
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def bytes_per_token(self) -> int:
@@ -50,7 +51,7 @@ class KeyValueCache:
     """The first block is nobody's: what fills up a batch is written there."""
 
     def __init__(self, layers: Mapping[int, Layer], tokens: int, device: torch.device) -> None:
-        """tokens: that all rows together may have."""
+        """tokens: that all rows together may have. device: of a step's numbers; tensors lie where their layer does."""
         self.device = device
         self._block = block_of(device)
         self._tokens = (-(-tokens // self._block) + 1) * self._block
@@ -58,7 +59,7 @@ class KeyValueCache:
         self._layers = list(layers.values())
         for layer in layers.values():
             for name, size in (("keys", layer.key_size), ("values", layer.value_size)):
-                tensor = _empty(self._tokens, layer.kv_heads, size, layer.dtype, device)
+                tensor = _empty(self._tokens, layer.kv_heads, size, layer.dtype, layer.device)
                 layer.module.register_buffer(name, tensor, persistent=False)
                 self._tensors.append(tensor)
         self.clear()

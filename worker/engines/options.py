@@ -10,9 +10,10 @@ class EngineOptions:
     """None leaves the choice to the engine. What an engine cannot honour is refused before it is created.
 
     model_path: a directory, a file.gguf or a hub id. chat_template: a Jinja text or a file that holds one.
-    slots: sequences that run together. threads: for computing, on a CPU. gpu_memory_utilization: the part of a GPU's
-    memory that weights, cache and steps may take. enforce_eager: start at once, without CUDA graphs and compiled
-    layers. tool_call_parser, reasoning_parser: names of worker.engines.dialects.
+    slots: sequences that run together. threads: for computing, on a CPU. weight_bits: 8 or 4. num_gpus: that the
+    layers are spread over, each of which may hold weights of max_gpu_memory ('20GiB'). gpu_memory_utilization: the part
+    of a GPU's memory that weights, cache and steps may take. enforce_eager: start at once, without CUDA graphs and
+    compiled layers. tool_call_parser, reasoning_parser: names of worker.engines.dialects.
     """
 
     model_path: str = ""
@@ -23,6 +24,9 @@ class EngineOptions:
     threads: int | None = None
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
+    weight_bits: int | None = None
+    num_gpus: int = 1
+    max_gpu_memory: str | None = None
     revision: str | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False

@@ -39,17 +39,18 @@ class Segment:
     past: int
     start: int
     end: int
-    masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window: the same in many layers
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)  # the same in many layers
 
     def mask(self, window: int | None, like: Tensor) -> Tensor:
         """Added to the scores [new, length]: a token sees itself and what is before it, within the window."""
-        if window not in self.masks:
+        if (window, like.device) not in self.masks:
             new = self.end - self.start
             at = torch.arange(self.past, self.past + new, device=like.device).unsqueeze(1)
             seen = torch.arange(self.past + new, device=like.device).unsqueeze(0)
             hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
-            self.masks[window] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
-        return self.masks[window]
+            mask = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+            self.masks[window, like.device] = mask
+        return self.masks[window, like.device]
 
 
 @dataclass(slots=True)
@@ -64,6 +65,17 @@ class Kernels:
     new_starts: Tensor  # [pieces + 2]; none where all rows are singles
     key_starts: Tensor  # [pieces + 2], the last of no meaning
     piece_lengths: Tensor  # [pieces + 1]
+    copies: dict[torch.device, "Kernels"] = field(default_factory=dict, init=False)
+
+    def on(self, device: torch.device) -> "Kernels":
+        """For a layer that lies there. A model on one GPU has no copies."""
+        if device == self.lengths.device:
+            return self
+        if device not in self.copies:
+            singles = self.starts, self.lengths
+            pieces = self.new_starts, self.key_starts, self.piece_lengths
+            self.copies[device] = Kernels(self.longest, *(one.to(device) for one in (*singles, *pieces)))
+        return self.copies[device]
 
 
 @dataclass(slots=True)
@@ -125,7 +137,7 @@ def _check(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> No
 def _note(module: nn.Module, keys: Tensor, values: Tensor, window: int | None, packed: Packed) -> None:
     index: int = module.layer_idx  # type: ignore[assignment]
     packed.windows[index] = window
-    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
+    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype, keys.device)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
@@ -133,7 +145,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, 
     packed = PASS.now
     assert packed is not None
     if packed.kernels is not None:
-        return _attend_by_kernels(packed.kernels, query, keys, values, scaling, window)
+        return _attend_by_kernels(packed.kernels.on(query.device), query, keys, values, scaling, window)
     out = query.new_empty((query.shape[1], query.shape[0], values.shape[2]))
     for segment in packed.segments:
         new = slice(segment.start, segment.end)

@@ -1,7 +1,8 @@
 """A causal language model that computes the tokens of many rows, prompt chunks and single tokens, in one forward."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -11,11 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import StartupError
+from shared.logging import get_logger
 from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
 from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment, UnsupportedAttentionError
+from worker.engines.placement import devices_of, is_quantized
 from worker.engines.stacked import stack
 from worker.engines.staging import Shape, Staging, Work, shape_for_kernels
 from worker.engines.step_graphs import StepGraphs
+
+log = get_logger(__name__)
 
 CHECK_TOKENS = 11
 # Relative error of the logits. In half precision two correct kernels differ by about 0.02, wrong ones by about 1.
@@ -28,18 +33,19 @@ class Cost:
     """Of a step."""
 
     seconds: float
-    bytes: int
+    bytes: Mapping[torch.device, int]
 
 
 class PackedModel:
     def __init__(self, model: PreTrainedModel, max_model_len: int, *, compiled: bool) -> None:
         """Checks the model against its own plain forward; raises StartupError where this engine would get it wrong.
 
-        compiled: its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the rows.
+        compiled: on one GPU its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the
+        rows.
         """
         self.device = model.device
         self.max_model_len = max_model_len
-        self._is_compiled = compiled
+        self._may_be_compiled = compiled
         self._model = model.requires_grad_(False)
         self._config = model.config.get_text_config()
         self._has_kernels = False
@@ -47,6 +53,8 @@ class PackedModel:
         self._graphs: StepGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
         self._staging = Staging(self.device)
+        self._is_quantized = is_quantized(model)
+        self._is_spread = len(devices_of(model)) > 1
         try:
             with torch.inference_mode():
                 self._prepare()
@@ -54,8 +62,12 @@ class PackedModel:
             raise self._unsupported(str(problem)) from problem
 
     @property
-    def bytes_per_token(self) -> int:
-        return sum(layer.bytes_per_token for layer in self._layers.values())
+    def bytes_per_token(self) -> Mapping[torch.device, int]:
+        """On each device."""
+        sizes: Counter[torch.device] = Counter()
+        for layer in self._layers.values():
+            sizes[layer.device] += layer.bytes_per_token
+        return sizes
 
     def hold(self, tokens: int) -> KeyValueCache:
         """Gives it a cache for so many tokens, in place of the one that it has."""
@@ -66,7 +78,7 @@ class PackedModel:
 
     @property
     def has_graphs(self) -> bool:
-        return self._is_compiled and self._has_kernels
+        return self._may_be_compiled and self._has_kernels and not self._is_spread
 
     @property
     def cache(self) -> KeyValueCache:
@@ -85,15 +97,19 @@ class PackedModel:
             max(0, min(rows - at, count)) for at, count in zip(accumulate(counts, initial=0), counts, strict=False)
         ]
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
         torch.cuda.synchronize(self.device)
-        before, began = torch.cuda.memory_allocated(self.device), time.perf_counter()
+        gpus, began = list(self.bytes_per_token), time.perf_counter()
+        before = [torch.cuda.memory_allocated(gpu) for gpu in gpus]
+        for gpu in gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
         with torch.inference_mode():
             logits = self.forward(work, wanted)
             if use is not None:
                 use(logits)
         torch.cuda.synchronize(self.device)
-        cost = Cost(time.perf_counter() - began, torch.cuda.max_memory_allocated(self.device) - before)
+        most = [torch.cuda.max_memory_allocated(gpu) for gpu in gpus]
+        needed = {gpu: peak - held for gpu, peak, held in zip(gpus, most, before, strict=True)}
+        cost = Cost(time.perf_counter() - began, needed)
         cache.drop()
         self._held = None
         torch.cuda.empty_cache()
@@ -103,6 +119,8 @@ class PackedModel:
     def capture(self, most_rows: int, most_tokens: int, progress: Any) -> None:
         """CUDA graphs of steps for up to so many rows, and where some are prompts, so many tokens; none where rows are
         read one by one, or nothing was to be compiled."""
+        if self._may_be_compiled and not self.has_graphs:
+            log.warning("no CUDA graphs for a model that is spread over GPUs or in %s; slower", self._model.dtype)
         if not self.has_graphs:
             return
         logits = torch.empty((most_rows, self.vocabulary), dtype=self._model.dtype, device=self.device)
@@ -131,7 +149,7 @@ class PackedModel:
             shape, segments = shape_for_kernels(work, len(places)), []
         else:
             shape, segments = Shape(sum(len(ids) for _, ids in work), 0, 0, len(places)), _segments(work)
-        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=True)
+        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=self.device.type == "cuda")
         longest = max(row.length + len(ids) for row, ids in work)
         logits = self._step(numbers, shape, drawn, longest, segments)
         if logits.shape[0] != len(places):
@@ -169,13 +187,16 @@ class PackedModel:
         if self._model.config.get_text_config()._attn_implementation != NAME:
             raise UnsupportedAttentionError("it has an attention of its own")
         self._layers = self._find_layers(ids)
-        if self.device.type == "cuda":
+        if (
+            self.device.type == "cuda" and not self._is_spread
+        ):  # over several, accelerate's hooks are on the layers that a stack would replace
             stack(self._model)
             torch.cuda.empty_cache()
         self.hold(4 * CHECK_TOKENS)
         self._has_kernels = self._kernels_fit()
         error = self._difference(ids, expected)
-        if self._is_compiled and error < self._tolerance:
+        can_be_compiled = self._may_be_compiled and not (self._is_spread or self._is_quantized)
+        if can_be_compiled and error < self._tolerance:
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
             error = self._difference(ids, expected)
@@ -184,6 +205,8 @@ class PackedModel:
 
     @property
     def _tolerance(self) -> float:
+        if self._is_quantized:  # activations are rounded to 8 bits, or to bfloat16
+            return HALF_TOLERANCE
         return TOLERANCE.get(self._model.dtype, HALF_TOLERANCE)
 
     def _find_layers(self, ids: list[int]) -> dict[int, Layer]:
