@@ -53,6 +53,10 @@ def crowd(engine: Stepping) -> list[Answer]:
     return engine.crowd({"payload": prompt, "max_tokens": 30} for prompt in PROMPTS)
 
 
+def test_a_worker_with_a_gpu_has_the_same_model(engine: Stepping, llama: Path, load: Load) -> None:
+    assert engine.info.fingerprint == load(llama).info.fingerprint
+
+
 def test_in_float32_a_crowd_is_answered_as_by_generate(engine: Stepping, reference: Reference) -> None:
     for prompt, answer in zip(PROMPTS, crowd(engine), strict=True):
         assert answer.token_ids == reference.greedy(prompt, 30)

@@ -74,6 +74,7 @@ class GenerationStepper:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
         model = self._checkpoint.causal_model()
+        fingerprint = self._checkpoint.fingerprint(model, tokenizer)  # of the weights as they are stored
         self._model = PackedModel(model, max_model_len, compiled=self._on_gpu and not self._options.enforce_eager)
         self.budget = step_budget(self._model)
         tokens = cache_tokens(self._model, self.budget, self._slots, self._options.gpu_memory_utilization)
@@ -90,7 +91,7 @@ class GenerationStepper:
         )
         return EngineInfo(
             name="transformers",
-            fingerprint=self._checkpoint.fingerprint(model, tokenizer),
+            fingerprint=fingerprint,
             max_model_len=max_model_len,
             slots=self._slots,
             resumable=True,
