@@ -36,7 +36,7 @@ class WorkerSettings(ProcessSettings):
     engine: EngineName = Field("transformers", description="transformers, or echo (no model, for tests)")
     device: Literal["cuda", "cpu", "mps"] | None = Field(None, description="default: the best that is there")
     dtype: Literal["float32", "float16", "bfloat16", "auto"] | None = Field(
-        None, description="default: float32 on the CPU, elsewhere the model's own"
+        None, description="default: the model's own; on a CPU bfloat16 where that is faster, else float32"
     )
     max_model_len: int | None = Field(None, gt=0, description="prompt and reply together, in tokens")
     limit_worker_concurrency: int | None = Field(

@@ -167,6 +167,13 @@ class Reference:
         return list(out[0, len(ids) :].tolist())
 
     @torch.inference_mode()
+    def worst_choice(self, prompt: list[int], completion: list[int]) -> float:
+        """How far below the best one a token was that was drawn, in standard deviations of its logits."""
+        logits = self.model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        drawn = logits.gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
+        return float(((logits.max(dim=-1).values - drawn) / logits.std(dim=-1)).max())
+
+    @torch.inference_mode()
     def logprobs(self, ids: list[int]) -> torch.Tensor:
         """Of every token in the vocabulary, after each of the ids: [len(ids), vocabulary]."""
         logits: torch.Tensor = self.model(torch.tensor([ids])).logits[0]

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,14 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from shared.errors import StartupError
+from shared.logging import get_logger
+from worker.engines.cpu_linear import bfloat16_is_faster
 from worker.engines.fingerprint import fingerprint_of
 from worker.engines.gguf_file import restore_pre_tokenizer
 from worker.engines.options import EngineOptions
 from worker.engines.placement import Placement
+
+log = get_logger(__name__)
 
 DTYPES = {
     name: dtype
@@ -108,15 +112,15 @@ class Checkpoint:
         return tokenizer
 
     def causal_model(self) -> PreTrainedModel:
-        return self._model(AutoModelForCausalLM)
+        return self._model(AutoModelForCausalLM, self._faster_on_cpu)
 
     def encoder(self) -> PreTrainedModel:
-        return self._model(AutoModel)
+        return self._model(AutoModel, lambda: torch.float32)
 
     def cross_encoder(self) -> PreTrainedModel:
-        return self._model(AutoModelForSequenceClassification)
+        return self._model(AutoModelForSequenceClassification, lambda: torch.float32)
 
-    def _model(self, auto: Any) -> PreTrainedModel:
+    def _model(self, auto: Any, on_cpu: Callable[[], torch.dtype]) -> PreTrainedModel:
         quantized = self._quantized()
         self._placement.check(self._options.model_path, "GGUF" if self._gguf_file else quantized)
         with self._reading("weights"):
@@ -125,7 +129,7 @@ class Checkpoint:
                 self._source,
                 prequantized=quantized is not None,
                 config=self.config,
-                dtype=self._dtype(),
+                dtype=self._dtype(on_cpu),
                 **self._arguments,
             )
             model.eval()  # type: ignore[no-untyped-call]
@@ -188,14 +192,24 @@ class Checkpoint:
         }
         return {**arguments, "gguf_file": self._gguf_file} if self._gguf_file else arguments
 
-    def _dtype(self) -> Any:
+    def _dtype(self, on_cpu: Callable[[], torch.dtype]) -> Any:
         name = self._options.dtype
         if name in (None, "auto"):
-            # Half precision is slower than float32 on most CPUs, and there equal runs give equal tokens.
-            return torch.float32 if self.device.type == "cpu" else "auto"
+            return on_cpu() if self.device.type == "cpu" else "auto"
         if name not in DTYPES:
             raise StartupError(f"--dtype {name}: use one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
+
+    def _faster_on_cpu(self) -> torch.dtype:
+        """Where it makes no difference, float32: there equal runs give equal tokens."""
+        config = self.config.get_text_config()
+        hidden: int = config.hidden_size
+        if self._options.weight_bits is None and bfloat16_is_faster(
+            getattr(config, "intermediate_size", None) or 4 * hidden, hidden
+        ):
+            log.info("bfloat16, which is faster on this CPU; --dtype float32 is more exact")
+            return torch.bfloat16
+        return torch.float32
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:

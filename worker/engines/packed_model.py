@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from shared.errors import StartupError
 from shared.logging import get_logger
+from worker.engines.cpu_linear import bring_into_order
 from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
 from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment, UnsupportedAttentionError
 from worker.engines.placement import devices_of, is_quantized
@@ -192,6 +193,8 @@ class PackedModel:
         ):  # over several, accelerate's hooks are on the layers that a stack would replace
             stack(self._model)
             torch.cuda.empty_cache()
+        if self.device.type == "cpu":
+            bring_into_order(self._model)
         self.hold(4 * CHECK_TOKENS)
         self._has_kernels = self._kernels_fit()
         error = self._difference(ids, expected)
