@@ -1,15 +1,20 @@
 """Tokens per second of the transformers engine, its steps driven directly.
 
-python -m bench.engines.throughput --shape qwen2.5-7b --device cuda --streams 1,16,64,256 --prompt 128 --output 128
+python -m bench.engines.throughput --shape qwen2.5-7b --device cuda --streams 1,16,64,256 --prompt 128,1024
+python -m bench.engines.throughput --shape smollm2-135m --device cpu --streams 1,8,32 --against-generate
+python -m bench.engines.throughput --draw docs/engines.svg FILE.json ...
 """
 
 import argparse
+import os
 import random
 import time
+from pathlib import Path
 
 import torch
 
 from bench.engines.random_model import SHAPES, RandomCheckpoint
+from bench.engines.results import ALONE, OURS, Figure, Results, draw, show
 from shared.messages import SamplingParams
 from worker.engines.base import EngineRequest
 from worker.engines.generation import GenerationStepper
@@ -36,6 +41,47 @@ def run(stepper: GenerationStepper, streams: int, prompt: int, output: int, temp
     return tokens / (time.perf_counter() - began), longest
 
 
+def generate(checkpoint: RandomCheckpoint, prompt: int, output: int) -> float:
+    """Tokens per second of transformers' own loop, for one prompt."""
+    model = checkpoint.causal_model()
+    ids = torch.tensor([random.Random(1).choices(range(2, 256), k=prompt)], device=model.device)
+    seconds = 0.0
+    for tokens in (2, output):
+        began = time.perf_counter()
+        given = {"attention_mask": torch.ones_like(ids), "min_new_tokens": tokens, "max_new_tokens": tokens}
+        model.generate(ids, **given, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        seconds = time.perf_counter() - began
+    return output / seconds
+
+
+def measure(given: argparse.Namespace) -> Results:
+    streams, prompts = ([int(one) for one in listed.split(",")] for listed in (given.streams, given.prompt))
+    checkpoint = RandomCheckpoint(given.shape, given.device, getattr(torch, given.dtype), given.max_model_len)
+    figures = []
+    if given.against_generate:
+        figures += [
+            Figure(ALONE, 1, prompt, given.output, generate(checkpoint, prompt, given.output)) for prompt in prompts
+        ]
+    began = time.perf_counter()
+    options = EngineOptions(slots=max(streams), gpu_memory_utilization=given.gpu_memory_utilization)
+    stepper = GenerationStepper(checkpoint, options)
+    stepper.load()
+    print(f"loaded in {time.perf_counter() - began:.1f} s; cache of {stepper._cache.space.tokens} tokens", flush=True)
+    for count in streams:
+        for prompt in prompts:
+            run(stepper, count, prompt, 4, given.temperature)
+            speed, gap = run(stepper, count, prompt, given.output, given.temperature)
+            figures.append(Figure(OURS, count, prompt, given.output, speed, gap * 1000))
+            print(figures[-1], flush=True)
+    if given.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        print(f"{(total - free) / total:.1%} of the GPU's memory in use, {options.gpu_memory_utilization:.0%} asked")
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = f"{torch.get_num_threads()} of {os.cpu_count()} cores, {given.dtype}"
+    return Results(machine, given.shape, figures)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-7b")
@@ -46,23 +92,22 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    parser.add_argument("--threads", type=int, help="on a CPU")
+    parser.add_argument("--against-generate", action="store_true", help="transformers' own loop in the same run")
+    parser.add_argument("--save", type=Path, help="the figures, as JSON")
+    parser.add_argument("--draw", type=Path, help="a plot of figures that were saved, and measure nothing")
+    parser.add_argument("files", nargs="*", type=Path, help="that are drawn")
     given = parser.parse_args()
-    streams, prompts = ([int(one) for one in listed.split(",")] for listed in (given.streams, given.prompt))
-    began = time.perf_counter()
-    checkpoint = RandomCheckpoint(given.shape, given.device, getattr(torch, given.dtype), given.max_model_len)
-    options = EngineOptions(slots=max(streams))
-    stepper = GenerationStepper(checkpoint, options)
-    stepper.load()
-    print(f"loaded in {time.perf_counter() - began:.1f} s; cache of {stepper._cache.space.tokens} tokens", flush=True)
-    for count in streams:
-        for prompt in prompts:
-            run(stepper, count, prompt, 4, given.temperature)
-            speed, gap = run(stepper, count, prompt, given.output, given.temperature)
-            work = f"{count:4d} streams, {prompt} in {given.output} out"
-            print(f"{work}: {speed:8.0f} tokens/s, longest step {gap * 1000:.0f} ms", flush=True)
-    if given.device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        print(f"{(total - free) / total:.1%} of the GPU's memory in use, {options.gpu_memory_utilization:.0%} asked")
+    if given.draw:
+        draw([Results.read(file) for file in given.files], given.draw)
+        return
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    results = measure(given)
+    show(results)
+    if given.save:
+        results.save(given.save)
 
 
 if __name__ == "__main__":
