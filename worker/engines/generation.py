@@ -13,6 +13,7 @@ import psutil
 import torch
 from llguidance import LLTokenizer
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from shared.errors import EngineFailed, StartupError, TokenbusError
@@ -24,7 +25,8 @@ from worker.engines.detokenizer import special_ids
 from worker.engines.grammar import Grammars, bytes_of_tokens
 from worker.engines.logprobs import Pieces, Scores
 from worker.engines.options import EngineOptions
-from worker.engines.packed_model import PackedModel
+from worker.engines.packed_model import NotPackableError, PackedModel
+from worker.engines.plain_model import PlainModel
 from worker.engines.prompts import PromptReader
 from worker.engines.sampling import sample
 from worker.engines.sequence import Limits, Sequence
@@ -88,8 +90,7 @@ class GenerationStepper:
     def load(self) -> EngineInfo:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
-        model = self._checkpoint.causal_model()
-        self._model = PackedModel(model)
+        model, self._model = self._load_model()
         self.budget = ON_GPU if self._on_gpu else ON_CPU
         self._cache = self._model.hold(min(self._slots * max_model_len, self._tokens_that_fit(max_model_len)))
         if self._on_gpu:
@@ -110,6 +111,20 @@ class GenerationStepper:
             slots=self._slots,
             resumable=True,
         )
+
+    def _load_model(self) -> tuple[PreTrainedModel, PackedModel | PlainModel]:
+        """The model as it was loaded, and as it is computed."""
+        model = self._checkpoint.causal_model()
+        try:
+            return model, PackedModel(model)
+        except NotPackableError as problem:
+            why, is_intact = str(problem), problem.is_intact
+        if not is_intact:
+            del model  # there may be no room for both
+            model = self._checkpoint.causal_model()
+        plain = PlainModel(model)
+        log.warning("%s is computed %s, slower: %s", type(model).__name__, plain.way.value, why)
+        return model, plain
 
     def _tokens_that_fit(self, max_model_len: int) -> int:
         """In what is left of the memory. Raises StartupError where that is less than one sequence may have."""

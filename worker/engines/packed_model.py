@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shared.errors import StartupError
+from worker.engines.gpu_memory import memory_beside, step_memory
 from worker.engines.kv_cache import KeyValueCache, Layer, Row
 from worker.engines.packed_attention import NAME, PASS, Flash, Packed, Segment, UnsupportedAttentionError
 from worker.engines.stacked import stack
@@ -20,9 +20,17 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
 
 
+class NotPackableError(Exception):
+    """Packed rows would be computed wrongly. `is_intact`: whether the model is as it was before it was tried."""
+
+    def __init__(self, why: str, is_intact: bool) -> None:
+        super().__init__(why)
+        self.is_intact = is_intact
+
+
 class PackedModel:
     def __init__(self, model: PreTrainedModel) -> None:
-        """Checks the model against its own plain forward; raises StartupError where this engine would get it wrong."""
+        """Checks the model against its own plain forward; raises NotPackableError where packed rows get it wrong."""
         self.device = model.device
         self._model = model.requires_grad_(False)
         self._config = model.config.get_text_config()
@@ -31,11 +39,17 @@ class PackedModel:
         self._graphs: StepGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
         self._staging = Staging(self.device)
+        self._is_rebuilt = False
+        implementation = model.config._attn_implementation
         try:
             with torch.inference_mode():
                 self._prepare()
         except Exception as problem:  # foreign code, run in a way that it may not know
-            raise self._unsupported(str(problem)) from problem
+            if self._held is not None:
+                self._held.drop()
+            model.set_attn_implementation(implementation)
+            first_line = str(problem).strip().partition("\n")[0]
+            raise NotPackableError(first_line, is_intact=not self._is_rebuilt) from problem
 
     @property
     def bytes_per_token(self) -> int:
@@ -55,23 +69,13 @@ class PackedModel:
 
     def memory_left(self, most_tokens: int, most_rows: int, utilization: float) -> int:
         """Bytes of the GPU's for the cache, beside the weights and what the largest steps need, which is measured."""
-        self.hold(most_tokens)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
-        row = Row()
-        self.cache.reserve(row, most_tokens)
-        with torch.inference_mode():
-            before = torch.cuda.memory_allocated(self.device)
-            logits = self.forward([(row, [1] * most_tokens)], [min(most_rows, most_tokens)])
-            sample_like = logits.float().softmax(dim=-1) + logits
-            del logits, sample_like
-        needed = torch.cuda.max_memory_allocated(self.device) - before
-        del row
-        self.cache.drop()
+        cache, row = self.hold(most_tokens), Row()
+        cache.reserve(row, most_tokens)
+        work, wanted = [(row, [1] * most_tokens)], [min(most_rows, most_tokens)]
+        needed = step_memory(self.device, lambda: self.forward(work, wanted))
+        cache.drop()
         self._held = None
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        return int(free - needed - total * (1 - utilization))
+        return memory_beside(self.device, needed, utilization)
 
     @torch.inference_mode()
     def capture(self, most_rows: int, longest: int, progress: Any) -> None:
@@ -139,28 +143,27 @@ class PackedModel:
     # -- start ----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        ids = [1 + 7 * place % (self.vocabulary - 1) for place in range(CHECK_TOKENS)]
+        ids = check_ids(self.vocabulary)
         expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
         self._model.set_attn_implementation(NAME)
         if self._model.config.get_text_config()._attn_implementation != NAME:
             raise UnsupportedAttentionError("it has an attention of its own")
         self._layers = self._find_layers(ids)
-        if self.device.type == "cuda":
-            stack(self._model)
-            torch.cuda.empty_cache()
         self.hold(4 * CHECK_TOKENS)
         self._flash = self._flash_fits()
-        error = self._difference(ids, expected)
-        if self.device.type == "cuda" and error < self._tolerance:
+        self._check(ids, expected)
+        if self.device.type == "cuda":
+            self._is_rebuilt = True
+            stack(self._model)
+            torch.cuda.empty_cache()
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
-            error = self._difference(ids, expected)
-        if not error < self._tolerance:
-            raise UnsupportedAttentionError(f"packed and plain logits differ by {error:.2g}")
+            self._check(ids, expected)
 
-    @property
-    def _tolerance(self) -> float:
-        return TOLERANCE.get(self._model.dtype, HALF_TOLERANCE)
+    def _check(self, ids: list[int], expected: Tensor) -> None:
+        error = self._difference(ids, expected)
+        if not error < tolerance_of(self._model):
+            raise UnsupportedAttentionError(f"packed and plain logits differ by {error:.2g}")
 
     def _find_layers(self, ids: list[int]) -> dict[int, Layer]:
         """Of a forward in which no layer has a cache yet."""
@@ -179,10 +182,6 @@ class PackedModel:
     def _decoder_layer_of(self, attention: torch.nn.Module) -> torch.nn.Module:
         (parent,) = [module for module in self._model.modules() if attention in list(module.children())]
         return parent
-
-    def _unsupported(self, why: str) -> StartupError:
-        first_line = why.strip().partition("\n")[0]
-        return StartupError(f"the transformers engine does not support {type(self._model).__name__}: {first_line}")
 
     def _difference(self, ids: list[int], expected: Tensor) -> float:
         """Relative error of a prompt's logits, computed in two chunks beside another row."""
@@ -210,6 +209,15 @@ class PackedModel:
             slides = kinds[layer] == "sliding_attention" if kinds else window is not None
             if got != (window if slides else None):
                 raise UnsupportedAttentionError("its sliding window does not reach its attention")
+
+
+def check_ids(vocabulary: int) -> list[int]:
+    """A prompt that a model is checked with."""
+    return [1 + 7 * place % (vocabulary - 1) for place in range(CHECK_TOKENS)]
+
+
+def tolerance_of(model: PreTrainedModel) -> float:
+    return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
 
 
 def _places(work: Sequence[Work], wanted: Sequence[int]) -> list[int]:
