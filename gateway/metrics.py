@@ -47,6 +47,7 @@ class Metrics:
         self.running = gauge("num_requests_running", "Jobs of this gateway that a worker has")
         self.waiting = gauge("num_requests_waiting", "Jobs of this gateway that wait for a worker")
         self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens")
+        self.cached_tokens = counter("prompt_tokens_cached_total", "Prompt tokens that were not computed again")
         self.generation_tokens = counter("generation_tokens_total", "Generated tokens")
         self.success = counter("request_success_total", "Jobs that ended with a finish reason", "finished_reason")
         self.failed = counter("request_failure_total", "Jobs that ended with an error", "code")
@@ -69,6 +70,7 @@ class Metrics:
         of.generation_tokens.inc(event.usage.completion_tokens)
         if inflight.job.choice == 0:  # all choices of a request share one prompt
             of.prompt_tokens.inc(event.usage.prompt_tokens)
+            of.cached_tokens.inc(event.usage.cached_tokens)
         if inflight.first_token_at is not None and event.usage.completion_tokens:
             of.time_to_first_token.observe(inflight.first_token_at - inflight.accepted_at)
             gaps = event.usage.completion_tokens - 1
@@ -106,6 +108,7 @@ class _OfModel:
         self.time_to_first_token = metrics.time_to_first_token.labels(model)
         self.inter_token_latency = metrics.inter_token_latency.labels(model)
         self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.cached_tokens = metrics.cached_tokens.labels(model)
         self.generation_tokens = metrics.generation_tokens.labels(model)
         self.success = {reason: metrics.success.labels(model, reason) for reason in get_args(FinishReason)}
 

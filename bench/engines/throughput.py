@@ -19,7 +19,7 @@ from worker.engines.sequence import Sequence
 
 def run(stepper: GenerationStepper, streams: int, prompt: int, output: int, temperature: float) -> tuple[float, float]:
     """Tokens per second, and the longest gap between two steps in s."""
-    chance = random.Random(streams)
+    chance = random.Random(f"{streams} {output}")  # no two runs share a prefix
     for number in range(streams):
         ids = chance.choices(range(2, 256), k=prompt)
         params = SamplingParams(seed=number, temperature=temperature, max_tokens=output, ignore_eos=True)
@@ -42,22 +42,27 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--streams", default="1,16,64,256")
-    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--prompt", default="128")
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-model-len", type=int, default=4096)
     given = parser.parse_args()
-    streams = [int(one) for one in given.streams.split(",")]
+    streams, prompts = ([int(one) for one in listed.split(",")] for listed in (given.streams, given.prompt))
     began = time.perf_counter()
     checkpoint = RandomCheckpoint(given.shape, given.device, getattr(torch, given.dtype), given.max_model_len)
-    stepper = GenerationStepper(checkpoint, EngineOptions(slots=max(streams)))
+    options = EngineOptions(slots=max(streams))
+    stepper = GenerationStepper(checkpoint, options)
     stepper.load()
     print(f"loaded in {time.perf_counter() - began:.1f} s; cache of {stepper._cache.space.tokens} tokens", flush=True)
     for count in streams:
-        run(stepper, count, given.prompt, 4, given.temperature)
-        speed, gap = run(stepper, count, given.prompt, given.output, given.temperature)
-        work = f"{count:4d} streams, {given.prompt} in {given.output} out"
-        print(f"{work}: {speed:8.0f} tokens/s, longest step {gap * 1000:.0f} ms", flush=True)
+        for prompt in prompts:
+            run(stepper, count, prompt, 4, given.temperature)
+            speed, gap = run(stepper, count, prompt, given.output, given.temperature)
+            work = f"{count:4d} streams, {prompt} in {given.output} out"
+            print(f"{work}: {speed:8.0f} tokens/s, longest step {gap * 1000:.0f} ms", flush=True)
+    if given.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        print(f"{(total - free) / total:.1%} of the GPU's memory in use, {options.gpu_memory_utilization:.0%} asked")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def model_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     async def start(stack: Stack) -> None:
         await stack.gateway()
         await stack.worker("--model-path", embedding_weights(), "--model-names", EMBEDDINGS)
-        await stack.worker("--model-path", chat_weights(), "--model-names", f"{CHAT},smol", "--max-model-len", "512")
+        exact = ("--max-model-len", "512", "--dtype", "float32")
+        await stack.worker("--model-path", chat_weights(), "--model-names", f"{CHAT},smol", *exact)
         await stack.models(CHAT, "smol", EMBEDDINGS)
 
     with started(tmp_path_factory, start) as stack:

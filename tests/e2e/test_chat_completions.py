@@ -1,5 +1,6 @@
 """Chat completions as the openai SDK sees them."""
 
+import httpx2
 import openai as sdk_module
 import pytest
 from openai import OpenAI
@@ -179,6 +180,24 @@ def test_choices_of_one_seed_differ_and_repeat(model_openai: OpenAI) -> None:
     first = say()
     assert len(set(first)) == 3
     assert say() == first
+
+
+@pytest.mark.model
+def test_what_was_computed_of_a_conversation_is_counted_as_cached(model_openai: OpenAI, model_stack: Stack) -> None:
+    def cached_total() -> float:
+        lines = httpx2.get(f"{model_stack.url}/metrics").text.splitlines()
+        return sum(float(one.split()[1]) for one in lines if one.startswith("tokenbus_prompt_tokens_cached_total{"))
+
+    before, messages = cached_total(), [{"role": "user", "content": "Name five seas, and a port of each of them."}]
+    usages = []
+    for _ in range(2):
+        reply = model_openai.chat.completions.create(model=CHAT, messages=messages, max_tokens=20, temperature=0)
+        usages.append(reply.usage)
+        messages += [reply.choices[0].message.model_dump(), {"role": "user", "content": "And lakes?"}]
+    first, second = usages
+    assert second.prompt_tokens > second.prompt_tokens_details.cached_tokens > first.prompt_tokens
+    counted = first.prompt_tokens_details.cached_tokens + second.prompt_tokens_details.cached_tokens
+    assert cached_total() - before == counted
 
 
 @pytest.mark.model

@@ -53,6 +53,12 @@ class Answer:
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of the usage, what does not depend on what others computed before."""
+        assert self.usage is not None
+        return self.usage.prompt_tokens, self.usage.completion_tokens, self.usage.reasoning_tokens
+
 
 class Stepping:
     """A loaded stepper and the answers that it gave."""
@@ -159,6 +165,13 @@ class Reference:
             **options,
         )
         return list(out[0, len(ids) :].tolist())
+
+    @torch.inference_mode()
+    def worst_choice(self, prompt: list[int], completion: list[int]) -> float:
+        """How far below the best one a token was that was drawn, in standard deviations of its logits."""
+        logits = self.model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        drawn = logits.gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
+        return float(((logits.max(dim=-1).values - drawn) / logits.std(dim=-1)).max())
 
     @torch.inference_mode()
     def logprobs(self, ids: list[int]) -> torch.Tensor:

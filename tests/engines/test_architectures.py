@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from shared.errors import StartupError
 from tests.engines.driving import Reference, SaveModel, Stepping
-from worker.engines.generation import PromptBudget
+from worker.engines.budget import StepBudget
 from worker.engines.packed_model import PackedModel
 
 Load = Callable[..., Stepping]
@@ -37,7 +37,7 @@ def test_an_architecture_is_continued_as_by_generate(save_model: SaveModel, load
     path = save_model(name.partition(" ")[0], **SUPPORTED[name])
     engine = load(path)
     assert isinstance(engine.generation._model, PackedModel)
-    engine.generation.budget = PromptBudget(alone=16, beside=10)
+    engine.generation.budget = StepBudget(alone=16, beside=10)
     ids = []
     for prompt in PROMPTS:
         ids.append(engine.submit(prompt, max_tokens=20))

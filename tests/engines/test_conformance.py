@@ -152,7 +152,7 @@ async def test_an_echoed_prompt_comes_first_and_once(client: Client, max_tokens:
     plain = await client.answer("plain", **request)
     echoed = await client.answer("echoed", **request, echo=True, logprobs=1)
     assert echoed.text == WORDS + plain.text
-    assert (echoed.token_ids, echoed.finish_reason, echoed.usage) == (plain.token_ids, "length", plain.usage)
+    assert (echoed.token_ids, echoed.finish_reason, echoed.counts) == (plain.token_ids, "length", plain.counts)
     assert echoed.usage is not None
     assert len(echoed.prompt_logprobs) == echoed.usage.prompt_tokens
     assert echoed.prompt_logprobs[0].logprob is None
@@ -252,7 +252,7 @@ async def test_resumed_anywhere_it_equals_the_undisturbed(client: Client, stop: 
         ids, text = whole.token_ids[:tokens], "".join(whole.texts[:tokens])
         rest = await client.answer(f"from {tokens}", stop=stop, resume=Resume(ids, len(text)))
         assert (ids + rest.token_ids, text + rest.text) == (whole.token_ids, whole.text)
-        assert (rest.finish_reason, rest.usage) == (whole.finish_reason, whole.usage)
+        assert (rest.finish_reason, rest.counts) == (whole.finish_reason, whole.counts)
 
 
 async def test_it_is_idle_before_and_after(client: Client) -> None:

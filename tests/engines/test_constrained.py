@@ -66,7 +66,7 @@ def test_resumed_at_every_token_it_equals_the_undisturbed(engine: Stepping, name
         ids, text = whole.token_ids[:tokens], "".join(whole.texts[:tokens])
         rest = engine.answer(**request, resume=Resume(ids, len(text)))
         assert (ids + rest.token_ids, text + rest.text) == (whole.token_ids, whole.text), tokens
-        assert (rest.finish_reason, rest.usage) == (whole.finish_reason, whole.usage)
+        assert (rest.finish_reason, rest.counts) == (whole.finish_reason, whole.counts)
 
 
 def test_cut_short_it_is_the_beginning_of_what_it_would_have_been(engine: Stepping) -> None:

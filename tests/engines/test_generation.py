@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 from tests.engines.driving import Reference, SaveModel, Stepping
-from worker.engines.generation import PromptBudget
+from worker.engines.budget import StepBudget
 
 PROMPTS = [
     "the quick",
@@ -26,7 +26,7 @@ def random_prompt(length: int, seed: int) -> list[int]:
 @pytest.fixture
 def small_steps(engine: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are computed in many chunks."""
-    monkeypatch.setattr(engine.generation, "budget", PromptBudget(alone=12, beside=8))
+    monkeypatch.setattr(engine.generation, "budget", StepBudget(alone=12, beside=8))
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -7,7 +7,7 @@ import torch
 
 from shared.messages import Logprob, Resume, Structured, TokenLogprob
 from tests.engines.driving import Answer, Reference, Stepping
-from worker.engines.generation import PromptBudget
+from worker.engines.budget import StepBudget
 
 PROMPT = "the quick brown fox über den 0 1 2 "
 LONG = [2 + 37 * place % 380 for place in range(200)]
@@ -101,7 +101,7 @@ def test_a_prompt_s_are_those_of_a_plain_forward(
     budget: int | None,
 ) -> None:
     if budget:
-        monkeypatch.setattr(engine.generation, "budget", PromptBudget(alone=budget, beside=7))
+        monkeypatch.setattr(engine.generation, "budget", StepBudget(alone=budget, beside=7))
     answer = engine.answer(LONG, max_tokens=max_tokens, logprobs=top, echo=True)
     check_prompt(reference, LONG, answer.prompt_logprobs, top)
     assert len(answer.logprobs) == len(answer.token_ids) == max_tokens
@@ -134,7 +134,7 @@ def test_an_echoed_text_is_what_was_sent(engine: Stepping) -> None:
     for logprobs in (None, 1):
         answer = engine.answer(PROMPT, max_tokens=6, echo=True, logprobs=logprobs)
         assert answer.text == PROMPT + plain.text
-        assert answer.usage == plain.usage
+        assert answer.counts == plain.counts
     nothing = engine.answer(PROMPT, max_tokens=0, echo=True)
     assert (nothing.text, nothing.token_ids, nothing.finish_reason) == (PROMPT, [], "length")
     assert engine.answer(PROMPT, max_tokens=3, echo=True, stop=("quick",)).text.startswith(PROMPT)

@@ -42,7 +42,7 @@ class Layers:
     def __init__(self, tokens: int) -> None:
         self.module: Any = torch.nn.Module()
         self.module.layer_idx = 0
-        layer = Layer(self.module, KV_HEADS, SIZE, SIZE, torch.float32)
+        layer = Layer(self.module, KV_HEADS, SIZE, SIZE, torch.float32, torch.device("cpu"))
         self.cache = KeyValueCache({0: layer}, tokens, torch.device("cpu"))
 
     def attend(self, whole: list[Parts], rows: list[Row], counts: list[int], window: int | None) -> list[Tensor]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tests.engines.driving import Reference, SaveModel, Stepping
 from worker.engines import generation
-from worker.engines.generation import PromptBudget
+from worker.engines.budget import StepBudget
 from worker.engines.kv_cache import Row
 from worker.engines.packed_model import NotPackableError, PackedModel
 from worker.engines.plain_model import MOST_AT_ONCE, PlainModel, Way
@@ -108,7 +108,7 @@ def test_what_cannot_be_packed_is_continued_as_by_generate_and_the_log_says_why(
     (warning,) = caplog.messages
     assert f"is computed {way.value}, slower: " in warning
     assert why in warning
-    engine.generation.budget = PromptBudget(alone=16, beside=10)
+    engine.generation.budget = StepBudget(alone=16, beside=10)
     chance = random.Random(5)
     prompts = {}
     for number in range(12):
@@ -162,7 +162,7 @@ def test_a_row_s_cache_is_dropped_when_its_sequence_ends(
 @pytest.mark.parametrize("name", ["gemma2", "mamba", "openai-gpt"])
 def test_the_prompt_s_logprobs_are_those_of_the_whole(saved: Callable[[str], Path], load: Load, name: str) -> None:
     engine = load(saved(name))
-    engine.generation.budget = PromptBudget(alone=16, beside=10)
+    engine.generation.budget = StepBudget(alone=16, beside=10)
     prompt = random_prompt(50, 1)
     answer = engine.answer(prompt, max_tokens=3, echo=True, logprobs=0)
     expected = Reference(saved(name)).logprobs(prompt)
@@ -180,7 +180,7 @@ def test_in_half_precision_too_a_state_that_chunks_would_lose_is_seen(
 def test_a_prompt_longer_than_one_call_takes(save_model: SaveModel, load: Load) -> None:
     path = save_model("gemma2", sliding_window=16, max_position_embeddings=1024)
     engine = load(path)
-    engine.generation.budget = PromptBudget(alone=700, beside=10)
+    engine.generation.budget = StepBudget(alone=700, beside=10)
     prompt = random_prompt(2 * MOST_AT_ONCE + 50, 3)
     assert engine.answer(prompt, max_tokens=5).token_ids == Reference(path).greedy(prompt, 5)
 
@@ -193,7 +193,7 @@ def test_ids_below_0_stand_for_those_that_were_drawn_before(saved: Callable[[str
 
 def test_what_a_row_needs_of_any_length_is_counted_too(saved: Callable[[str], Path], load: Load) -> None:
     def bytes_of(name: str) -> int:
-        return int(load(saved(name)).generation._model.bytes_per_token)
+        return sum(load(saved(name)).generation._model.bytes_per_token.values())
 
     assert bytes_of("bloom") == 2 * 2 * 32 * 4  # layers, keys and values, channels, float32
     assert bytes_of("mamba") == 2 * 48 * (4 + 4) * 4 // 64  # layers, channels, both states, float32, a block
@@ -205,7 +205,7 @@ def test_whatever_goes_wrong_with_packing_there_is_another_path(
     def fail(self: PackedModel) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(PackedModel, "_flash_fits", fail)
+    monkeypatch.setattr(PackedModel, "_kernels_fit", fail)
     engine = load(llama)
     assert caplog.messages == ["LlamaForCausalLM is computed row by row, slower: no such kernel"]
     assert engine.answer("the quick", max_tokens=20).token_ids == reference.greedy("the quick", 20)
@@ -214,7 +214,7 @@ def test_whatever_goes_wrong_with_packing_there_is_another_path(
 def test_a_model_that_was_rebuilt_before_it_failed_is_loaded_again(
     llama: Path, reference: Reference, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rebuilt(model: PreTrainedModel) -> None:
+    def rebuilt(model: PreTrainedModel, *_: Any, **__: Any) -> None:
         torch.nn.init.zeros_(model.get_output_embeddings().weight)
         raise NotPackableError("it does not compile", is_intact=False)
 

@@ -39,7 +39,7 @@ def package_file(package: str, *names: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm(load: Callable[..., Stepping]) -> Stepping:
-    return load(package_file(*SMOLLM))
+    return load(package_file(*SMOLLM), dtype="float32")
 
 
 @pytest.fixture(scope="session")

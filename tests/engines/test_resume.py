@@ -38,7 +38,7 @@ def test_resumed_at_every_token_it_equals_the_undisturbed(engine: Stepping, name
     for tokens in range(len(whole.token_ids) + 1):
         ids, text, rest = resumed(engine, request, whole, tokens)
         assert (ids, text) == (whole.token_ids, whole.text), tokens
-        assert (rest.finish_reason, rest.usage) == (whole.finish_reason, whole.usage)
+        assert (rest.finish_reason, rest.counts) == (whole.finish_reason, whole.counts)
 
 
 def test_a_stop_string_that_straddles_the_cut_is_found(engine: Stepping) -> None:
@@ -69,7 +69,7 @@ def test_what_was_at_its_end_is_answered_without_computing(engine: Stepping, mon
     full = engine.answer("the quick", max_tokens=24, resume=Resume(whole.token_ids, 3))
     assert (full.text, full.token_ids, full.finish_reason) == (whole.text[3:], [], "length")
     met = engine.answer("the quick", max_tokens=24, stop=(stop,), resume=Resume(stopped.token_ids, 0))
-    assert (met.text, met.finish_reason, met.usage) == (stopped.text, "stop", stopped.usage)
+    assert (met.text, met.finish_reason, met.counts) == (stopped.text, "stop", stopped.counts)
     ended = engine.answer("the quick", max_tokens=24, resume=Resume([*whole.token_ids[:4], 1], 0))
     assert (ended.text, ended.finish_reason) == ("".join(whole.texts[:4]), "stop")
 

@@ -70,7 +70,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def model(load: Callable[..., Stepping]) -> Model:
-    engine = load(package_file(*SMOLLM))
+    engine = load(package_file(*SMOLLM), dtype="float32")
     return Model(engine, Reference.beside(engine))
 
 

@@ -129,8 +129,8 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     seen = [3, 5, 5, 800]
     expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), logits.clone())
     penalties = Penalties(params(repetition_penalty=1.3), VOCABULARY, CPU)
-    penalties.see(seen[:2], completion=False)
-    penalties.see(seen[2:], completion=True)
+    penalties.see(torch.tensor(seen[:2]), completion=False)
+    penalties.see(torch.tensor(seen[2:]), completion=True)
     penalties.apply(logits[0])
     torch.testing.assert_close(logits, expected)
 
@@ -138,9 +138,9 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
 def test_presence_and_frequency_count_the_completion_alone() -> None:
     logits = torch.zeros(6)
     penalties = Penalties(params(presence_penalty=0.5, frequency_penalty=0.25), 6, CPU)
-    penalties.see([0, 1], completion=False)
-    penalties.see([1, 2], completion=True)
-    penalties.see([2], completion=True)
+    penalties.see(torch.tensor([0, 1]), completion=False)
+    penalties.see(torch.tensor([1, 2]), completion=True)
+    penalties.see(torch.tensor([2]), completion=True)
     penalties.apply(logits)
     assert logits.tolist() == [0, -0.75, -1.0, 0, 0, 0]
 
@@ -149,6 +149,6 @@ def test_penalties_reach_greedy_rows() -> None:
     logits = some_logits()
     best, second = logits[0].topk(2).indices.tolist()
     penalties = Penalties(params(presence_penalty=2.0, temperature=0.0), VOCABULARY, CPU)
-    penalties.see([best], completion=True)
+    penalties.see(torch.tensor([best]), completion=True)
     logits[0, best] = logits[0, second] + 0.5
     assert drawn(logits, [Draw(params(temperature=0.0), 0, 1, penalties)]) == [second]

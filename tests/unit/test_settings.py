@@ -103,18 +103,34 @@ def test_an_unknown_flag_ends_with_one_line_and_code_2(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--load-8bit"],
-        ["--load-4bit"],
-        ["--num-gpus", "2"],
-        ["--max-gpu-memory", "10GiB"],
         ["--tensor-parallel-size", "2"],
-        ["--gpu-memory-utilization", "0.9"],
         ["--engine", "vllm"],
     ],
 )
 def test_a_flag_that_is_not_implemented_is_refused_by_name(flags: list[str]) -> None:
     with pytest.raises(StartupError, match=f"^{flags[0]}.* not implemented yet"):
         worker("--model-path", "/m", *flags)
+
+
+@pytest.mark.parametrize(("flags", "bits"), [([], None), (["--load-8bit"], 8), (["--load-4bit"], 4)])
+def test_weights_are_loaded_in_as_many_bits_as_asked_for(flags: list[str], bits: int | None) -> None:
+    assert worker("--model-path", "/m", *flags).weight_bits() == bits
+
+
+def test_8_and_4_bits_together_are_refused() -> None:
+    with pytest.raises(StartupError, match="--load-8bit and --load-4bit: choose one"):
+        worker("--model-path", "/m", "--load-8bit", "--load-4bit")
+
+
+@pytest.mark.parametrize("size", ["20GiB", "13Gib", "20GB", "0.5gib", "900MiB", "900mB"])
+def test_a_size_of_memory_is_written_as_for_fastchat(size: str) -> None:
+    assert worker("--model-path", "/m", "--num-gpus", "2", "--max-gpu-memory", size).max_gpu_memory == size
+
+
+@pytest.mark.parametrize("size", ["20", "20G", "20Gb", "many", "-1GiB", "GiB", "20 GiB"])
+def test_another_spelling_is_refused_at_once(size: str) -> None:
+    with pytest.raises(StartupError, match=rf"^--max-gpu-memory: '{size}' is no size of memory; write it as 20GiB"):
+        worker("--model-path", "/m", f"--max-gpu-memory={size}")
 
 
 @pytest.mark.parametrize(

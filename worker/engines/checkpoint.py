@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,14 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from shared.errors import StartupError
+from shared.logging import get_logger
+from worker.engines.cpu_linear import bfloat16_is_faster
 from worker.engines.fingerprint import fingerprint_of
 from worker.engines.gguf_file import restore_pre_tokenizer
 from worker.engines.options import EngineOptions
+from worker.engines.placement import Placement
+
+log = get_logger(__name__)
 
 DTYPES = {
     name: dtype
@@ -47,6 +52,7 @@ class Checkpoint:
         self._options = options
         self._source, self._gguf_file, self._is_local = _locate(options.model_path)
         self.device = _device(options.device)
+        self._placement = Placement(options, self.device)
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         if not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -106,22 +112,34 @@ class Checkpoint:
         return tokenizer
 
     def causal_model(self) -> PreTrainedModel:
-        return self._model(AutoModelForCausalLM)
+        return self._model(AutoModelForCausalLM, self._faster_on_cpu)
 
     def encoder(self) -> PreTrainedModel:
-        return self._model(AutoModel)
+        return self._model(AutoModel, lambda: torch.float32)
 
     def cross_encoder(self) -> PreTrainedModel:
-        return self._model(AutoModelForSequenceClassification)
+        return self._model(AutoModelForSequenceClassification, lambda: torch.float32)
 
-    def _model(self, auto: Any) -> PreTrainedModel:
+    def _model(self, auto: Any, on_cpu: Callable[[], torch.dtype]) -> PreTrainedModel:
+        quantized = self._quantized()
+        self._placement.check(self._options.model_path, "GGUF" if self._gguf_file else quantized)
         with self._reading("weights"):
-            model: PreTrainedModel = auto.from_pretrained(
-                self._source, config=self.config, dtype=self._dtype(), **self._arguments
+            model = self._placement.load(
+                auto,
+                self._source,
+                prequantized=quantized is not None,
+                config=self.config,
+                dtype=self._dtype(on_cpu),
+                **self._arguments,
             )
-            model.to(self.device)  # type: ignore[arg-type]
             model.eval()  # type: ignore[no-untyped-call]
         return model
+
+    def _quantized(self) -> str | None:
+        """How, by its own config; None: it is not, or a GGUF file, which is read as if it were not."""
+        configs = [] if self._gguf_file else [self.config, self.config.get_text_config()]
+        found = [one.quantization_config for one in configs if getattr(one, "quantization_config", None)]
+        return next((str(one.get("quant_method")) for one in found), None)
 
     def max_model_len(self) -> int:
         """Tokens of prompt and completion together: what the model can hold, or less if so asked."""
@@ -157,7 +175,7 @@ class Checkpoint:
         config = self.json("config.json")
         named = {"tool calls": self._options.tool_call_parser, "reasoning": self._options.reasoning_parser}
         parsers = [f"{what}: {name}" for what, name in named.items() if name is not None]
-        return fingerprint_of(config, tokenizer, model, self._weights_bytes(), parsers)
+        return fingerprint_of(config, tokenizer, model, self._weights_bytes(), parsers, self._placement.quantization)
 
     def _weights_bytes(self) -> list[int]:
         if self._gguf_file:
@@ -178,14 +196,24 @@ class Checkpoint:
         }
         return {**arguments, "gguf_file": self._gguf_file} if self._gguf_file else arguments
 
-    def _dtype(self) -> Any:
+    def _dtype(self, on_cpu: Callable[[], torch.dtype]) -> Any:
         name = self._options.dtype
         if name in (None, "auto"):
-            # Half precision is slower than float32 on most CPUs, and there equal runs give equal tokens.
-            return torch.float32 if self.device.type == "cpu" else "auto"
+            return on_cpu() if self.device.type == "cpu" else "auto"
         if name not in DTYPES:
             raise StartupError(f"--dtype {name}: use one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
+
+    def _faster_on_cpu(self) -> torch.dtype:
+        """Where it makes no difference, float32: there equal runs give equal tokens."""
+        config = self.config.get_text_config()
+        hidden: int = config.hidden_size
+        if self._options.weight_bits is None and bfloat16_is_faster(
+            getattr(config, "intermediate_size", None) or 4 * hidden, hidden
+        ):
+            log.info("bfloat16, which is faster on this CPU; --dtype float32 is more exact")
+            return torch.bfloat16
+        return torch.float32
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import Any
 from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel, UnsupportedParameter
 from shared.messages import GENERATION_KINDS, FinishReason, Logprob, Resume, TokenLogprob, Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output, SteppedEngine
-from worker.engines.options import EngineOptions
+from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.text import StopMatcher
 
 MAX_MODEL_LEN = 8192
@@ -82,7 +82,7 @@ class EchoStepper:
     """One token for every running sequence a step, `echo_interval_ms` apart."""
 
     def __init__(self, options: EngineOptions) -> None:
-        self._slots = options.slots
+        self._slots = options.slots or SLOTS
         self._max_model_len = options.max_model_len or MAX_MODEL_LEN
         self._interval = options.echo_interval_ms / 1000
         self._crash_word = options.echo_crash_word

@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from shared.errors import ContextLengthExceeded, InvalidRequest
+from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError
 from shared.messages import Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output
 from worker.engines.checkpoint import Checkpoint
-from worker.engines.options import EngineOptions
+from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.tokens import Tokens, encodable
 
 STEP_TOKENS = 2048  # computed in one step
@@ -94,7 +94,7 @@ class EncoderStepper(ABC):
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self._checkpoint = checkpoint
-        self._slots = options.slots
+        self._slots = options.slots or SLOTS
         self.waiting: deque[Batch] = deque()
 
     def load(self) -> EngineInfo:
@@ -103,8 +103,7 @@ class EncoderStepper(ABC):
         self._tokens = Tokens(tokenizer.backend_tokenizer, self._reader.max_tokens)
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._load(tokenizer)
-        with torch.inference_mode():
-            self._compute([Input([1]), Input([1, 1])])  # an encoder that cannot be run this way is found out now
+        self._check()
         return EngineInfo(
             name="transformers",
             fingerprint=self._checkpoint.fingerprint(self._model, tokenizer),
@@ -112,6 +111,15 @@ class EncoderStepper(ABC):
             slots=self._slots,
             resumable=True,
         )
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Raises StartupError for an encoder that cannot be run this way."""
+        try:
+            self._compute([Input([1]), Input([1, 1])])
+        except Exception as problem:  # foreign code, run in a way that it may not know
+            name, line = type(self._model).__name__, str(problem).strip().partition("\n")[0]
+            raise StartupError(f"the transformers engine does not support {name}: {line}") from problem
 
     @property
     @abstractmethod

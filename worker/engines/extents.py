@@ -56,14 +56,21 @@ class Space:
         extent.size = max(extent.size, size)
         return True
 
-    def close_gaps(self) -> list[tuple[Extent, int]]:
-        """Moves all extents down; each that moved, with where it was, in the order in which they can be copied."""
-        moved, end = [], 0
-        for extent in self._taken:
+    def close_gaps(self, behind: Extent | None = None) -> list[tuple[Extent, int]]:
+        """All that is free comes to lie behind this extent, or at the end. Each that moved, with where it was, in the
+        order in which they can be copied."""
+        before, moved, end = len(self._taken) if behind is None else self._place(behind) + 1, [], 0
+        for extent in self._taken[:before]:
             if extent.start != end:
                 moved.append((extent, extent.start))
                 extent.start = end
             end = extent.end
+        start = self.tokens
+        for extent in reversed(self._taken[before:]):
+            if extent.end != start:
+                moved.append((extent, extent.start))
+                extent.start = start - extent.size
+            start = extent.start
         return moved
 
     def _gaps(self) -> list[tuple[int, int]]:

@@ -5,53 +5,37 @@ next tokens, `finish` lets a sequence go.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 
-import psutil
 import torch
 from llguidance import LLTokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from shared.errors import EngineFailed, StartupError, TokenbusError
+from shared.errors import EngineFailed, TokenbusError
 from shared.logging import get_logger
 from shared.messages import TokenLogprob
 from worker.engines.base import EngineInfo, EngineRequest, Output
+from worker.engines.budget import cache_tokens, step_budget
 from worker.engines.checkpoint import Checkpoint
 from worker.engines.detokenizer import special_ids
 from worker.engines.grammar import Grammars, bytes_of_tokens
 from worker.engines.logprobs import Pieces, Scores
-from worker.engines.options import EngineOptions
+from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.packed_model import NotPackableError, PackedModel
 from worker.engines.plain_model import PlainModel
 from worker.engines.prompts import PromptReader
 from worker.engines.sampling import sample
 from worker.engines.sequence import Limits, Sequence
+from worker.engines.transfer import sent
 
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PromptBudget:
-    """Prompt tokens that one step computes, when nobody is being answered and beside those who are.
-
-    The second bounds the pause that a long prompt makes in their streams.
-    """
-
-    alone: int
-    beside: int
-
-
-# SmolLM2-135M on one core: 64 tokens take 0.2 s at 85% of the speed of 512, which take 1.4 s.
-ON_CPU = PromptBudget(alone=256, beside=64)
-ON_GPU = PromptBudget(alone=8192, beside=2048)
 # Prompt tokens of which a step computes all logits: 200 KB each for 49,152 tokens, and twice that to score them.
 SCORED = 256
-GPU_MEMORY_UTILIZATION = 0.9  # of all that the GPU has: weights, cache and what a step needs
-CPU_MEMORY_UTILIZATION = 0.5  # of what is free
+SLOTS_ON_GPU = 256
 NOT_A_NUMBER = "The model computed something that is not a number."
 
 
@@ -64,7 +48,7 @@ class Flight:
         self.drawn = drawn
         self.scored = scored
         self.scores = scores
-        self._host = drawn.to("cpu", non_blocking=True)
+        self._host = drawn.to("cpu", non_blocking=drawn.is_cuda)  # elsewhere nothing would say when it has arrived
         self._arrived = torch.cuda.Event() if drawn.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record()
@@ -81,8 +65,8 @@ class GenerationStepper:
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self._checkpoint = checkpoint
         self._options = options
-        self._slots = options.slots
         self._on_gpu = checkpoint.device.type == "cuda"
+        self._slots = options.slots or (SLOTS_ON_GPU if self._on_gpu else SLOTS)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._flight: Flight | None = None
@@ -90,13 +74,27 @@ class GenerationStepper:
     def load(self) -> EngineInfo:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
-        model, self._model = self._load_model()
-        self.budget = ON_GPU if self._on_gpu else ON_CPU
-        self._cache = self._model.hold(min(self._slots * max_model_len, self._tokens_that_fit(max_model_len)))
-        if self._on_gpu:
-            self._model.capture(self._slots, max_model_len, partial(tqdm, desc="capturing CUDA graphs"))
+        model = self._checkpoint.causal_model()
+        fingerprint = self._checkpoint.fingerprint(model, tokenizer)  # of the weights as they are stored
+        eos_ids = self._checkpoint.eos_ids(model, tokenizer)
+        why, is_intact = None, True
+        try:
+            compiled = self._on_gpu and not self._options.enforce_eager
+            self._model: PackedModel | PlainModel = PackedModel(model, max_model_len, compiled=compiled)
+        except NotPackableError as problem:  # which holds on to the model until it is forgotten
+            why, is_intact = str(problem), problem.is_intact
+        if why is not None:
+            if not is_intact:
+                del model  # there may be no room for both
+                model = self._checkpoint.causal_model()
+            self._model = plain = PlainModel(model, max_model_len)
+            log.warning("%s is computed %s, slower: %s", type(model).__name__, plain.way.value, why)
+        self.budget = step_budget(self._model)
+        tokens = cache_tokens(self._model, self.budget, self._slots, self._options.gpu_memory_utilization)
+        self._cache = self._model.hold(tokens)
+        self._model.capture(self._slots, self.budget.beside, partial(tqdm, desc="capturing CUDA graphs"))
         self._tokenizer = tokenizer.backend_tokenizer
-        self._limits = Limits(self._checkpoint.eos_ids(model, tokenizer), max_model_len, special_ids(self._tokenizer))
+        self._limits = Limits(eos_ids, max_model_len, special_ids(self._tokenizer))
         self._prompts = PromptReader(
             tokenizer,
             self._model.vocabulary,
@@ -106,39 +104,11 @@ class GenerationStepper:
         )
         return EngineInfo(
             name="transformers",
-            fingerprint=self._checkpoint.fingerprint(model, tokenizer),
+            fingerprint=fingerprint,
             max_model_len=max_model_len,
             slots=self._slots,
             resumable=True,
         )
-
-    def _load_model(self) -> tuple[PreTrainedModel, PackedModel | PlainModel]:
-        """The model as it was loaded, and as it is computed."""
-        model = self._checkpoint.causal_model()
-        try:
-            return model, PackedModel(model)
-        except NotPackableError as problem:
-            why, is_intact = str(problem), problem.is_intact
-        if not is_intact:
-            del model  # there may be no room for both
-            model = self._checkpoint.causal_model()
-        plain = PlainModel(model)
-        log.warning("%s is computed %s, slower: %s", type(model).__name__, plain.way.value, why)
-        return model, plain
-
-    def _tokens_that_fit(self, max_model_len: int) -> int:
-        """In what is left of the memory. Raises StartupError where that is less than one sequence may have."""
-        if self._on_gpu:
-            left = self._model.memory_left(self.budget.alone, self._slots, GPU_MEMORY_UTILIZATION)
-        else:
-            left = int(psutil.virtual_memory().available * CPU_MEMORY_UTILIZATION)
-        tokens = left // self._model.bytes_per_token
-        if tokens < max_model_len:
-            raise StartupError(
-                f"the memory that is left holds keys and values of {max(tokens, 0)} tokens, and one sequence may have "
-                f"{max_model_len}; try --max-model-len"
-            )
-        return tokens
 
     # Made when they are first needed, which is while a request is prepared.
 
@@ -183,6 +153,7 @@ class GenerationStepper:
         sequences = [*self.running, *self.waiting]
         for sequence in sequences:
             self.finish(sequence)
+        self._cache.clear()  # a step that failed may have left anything there
         self._flight = None
         return [sequence.id for sequence in sequences]
 
@@ -194,7 +165,8 @@ class GenerationStepper:
         self._admit()
         decodes = [one for one in self.running if one.uncomputed == 1 and not one.scores_prompt and not one.is_full]
         batch = [(sequence, sequence.next_tokens(1)) for sequence in decodes if self._has_room(sequence, 1)]
-        budget, scored = (self.budget.beside if batch else self.budget.alone), SCORED
+        beside, scored = self.budget.beside, SCORED
+        budget = max(beside - len(batch), beside // 2) if batch else self.budget.alone
         for sequence in self.running:
             if sequence.uncomputed > 1 or sequence.scores_prompt:
                 tokens = sequence.next_tokens(min(budget, scored) if sequence.scores_prompt else budget)
@@ -206,11 +178,13 @@ class GenerationStepper:
         return [(sequence, tokens) for sequence, tokens in batch if sequence.row.extent is not None]
 
     def _admit(self) -> None:
-        """First come, first served, as long as there is a slot and room for the prompt."""
+        """First come, first served, as long as there is a slot and room for the prompt. Who begins like a prompt that
+        is being computed waits for it: nothing after it would be computed before either."""
         while self.waiting and len(self.running) < self._slots:
             sequence = self.waiting[0]
-            if sequence.flight is not None or not self._cache.reserve(sequence.row, sequence.uncomputed + 1):
+            if sequence.flight is not None or not self._cache.begin(sequence.row, share=not sequence.scores_prompt):
                 return
+            sequence.begin()
             self.running.append(self.waiting.popleft())
 
     def _has_room(self, sequence: Sequence, tokens: int) -> bool:
@@ -253,7 +227,8 @@ class GenerationStepper:
             outputs = self._score_prompts(logits.float(), [sequence for sequence, _ in batch], wanted)
             last = [end - 1 for is_ready, end in zip(ready, accumulate(wanted), strict=True) if is_ready]
             places = [place for place, sequence in enumerate(sequences) if not sequence.is_over]
-            sequences, logits = [sequences[place] for place in places], logits[[last[place] for place in places]]
+            kept = sent([last[place] for place in places], torch.int64, logits.device)
+            sequences, logits = [sequences[place] for place in places], logits[kept]
         return (self._draw(sequences, logits) if sequences else None), outputs
 
     def _score_prompts(self, logits: Tensor, sequences: list[Sequence], wanted: list[int]) -> list[Output]:
@@ -263,9 +238,13 @@ class GenerationStepper:
             end += rows
             if sequence.scores_prompt:
                 ids = sequence.next_prompt_ids(rows)
-                scores = Scores(logits[end - rows : end][: len(ids)], [sequence.params.logprobs or 0] * len(ids))
+                own, tops = logits[end - rows : end][: len(ids)], [sequence.params.logprobs or 0] * len(ids)
+                scores = Scores(own, tops, sent(ids, torch.int64, logits.device))
+                if self._on_gpu:
+                    torch.cuda.synchronize()
                 sequence.score_prompt(scores.tokens(ids, self._pieces))
                 if not scores.are_numbers:
+                    self._cache.release(sequence.row)
                     outputs.append(Output(id=sequence.id, error=EngineFailed(NOT_A_NUMBER)))
                 elif sequence.finish_reason is not None:
                     outputs.append(sequence.output([], []))
@@ -277,17 +256,20 @@ class GenerationStepper:
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> Flight:
         """The next token of each, from logits [sequences, vocabulary]."""
         asked = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
-        scores = None
-        if asked:
-            scores = Scores(logits[asked].float(), [sequences[row].params.logprobs or 0 for row in asked])
+        plain = logits[sent(asked, torch.int64, logits.device)].float() if asked else None
         matchers = [(row, sequence.matcher) for row, sequence in enumerate(sequences) if sequence.matcher is not None]
         if matchers:
             logits = logits.float()
             self._grammars.constrain(logits, matchers)
         drawn = sample(logits, [sequence.draw(logits.shape[1], logits.device) for sequence in sequences])
+        scores = None
+        if plain is not None:
+            tops = [sequences[row].params.logprobs or 0 for row in asked]
+            scores = Scores(plain, tops, drawn[sent(asked, torch.int64, drawn.device)].clamp_min(0))
         flight = Flight(sequences, drawn, asked, scores)
         for place, sequence in enumerate(sequences):
             sequence.flight, sequence.place = flight, place
+            sequence.drawn(drawn[place : place + 1])
         return flight
 
     def _land(self) -> list[Output]:
@@ -331,10 +313,12 @@ class GenerationStepper:
             output = Output(id=sequence.id, error=EngineFailed(f"The engine failed: {error}"))
         if output.ends:
             self.finish(sequence)
+        if token_id < 0:
+            self._cache.release(sequence.row)
         return output
 
     def finish(self, sequence: Sequence) -> None:
-        """Frees its slot and its memory."""
+        """Frees its slot; what is held of it stays for others that begin alike, until its memory is needed."""
         sequence.is_over = True
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._cache.release(sequence.row)
+        self._cache.keep(sequence.row)

@@ -1,7 +1,8 @@
 """Keys and values of all sequences: one tensor of each a layer, within a budget that is known at start.
 
 A row's tokens lie together, as torch's attention kernels read them: its extent grows in place, or moves (a copy at
-memory speed). Where the space is full nobody is given any, and the scheduler has to make room.
+memory speed). What a sequence leaves behind stays for others that begin with the same tokens, until its memory is
+needed. Where the space is full nobody is given any, and the scheduler has to make room.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from worker.engines.extents import Extent, Space
+from worker.engines.prefixes import BLOCK, Prefix, PrefixIndex
+
+WORTH_MOVING = 2  # times the room that is needed: where so much is free in pieces, they are joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +26,19 @@ class Layer:
     key_size: int
     value_size: int
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def bytes_per_token(self) -> int:
         return self.kv_heads * (self.key_size + self.value_size) * self.dtype.itemsize
 
 
-class Row:
-    """One sequence's place. `length`: tokens that all layers hold, or will when what was launched has run."""
+class Row(Prefix):
+    """One sequence's place, and its ids. `length`: tokens that all layers hold, or will when what was launched has
+    run."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: list[int] | None = None) -> None:
+        super().__init__([] if ids is None else ids)
         self.length = 0
         self.extent: Extent | None = None
 
@@ -44,33 +51,80 @@ class KeyValueCache:
     """The first block is nobody's: what fills up a batch is written there."""
 
     def __init__(self, layers: Mapping[int, Layer], tokens: int, device: torch.device) -> None:
-        """tokens: that all rows together may have."""
+        """tokens: that all rows together may have. device: of a step's numbers; tensors lie where their layer does."""
         self.device = device
         self._block = block_of(device)
-        self.space = Space((-(-tokens // self._block) + 1) * self._block, self._block)
+        self._tokens = (-(-tokens // self._block) + 1) * self._block
         self._tensors: list[Tensor] = []
         self._layers = list(layers.values())
         for layer in layers.values():
             for name, size in (("keys", layer.key_size), ("values", layer.value_size)):
-                tensor = _empty(self.space.tokens, layer.kv_heads, size, layer.dtype, device)
+                tensor = _empty(self._tokens, layer.kv_heads, size, layer.dtype, layer.device)
                 layer.module.register_buffer(name, tensor, persistent=False)
                 self._tensors.append(tensor)
+        self.clear()
+
+    def clear(self) -> None:
+        """Nobody has anything."""
+        self.space = Space(self._tokens, self._block)
         self.space.allocate(self._block)
+        self._prefixes = PrefixIndex[Row]()
+        self._idle: dict[Row, bool] = {}  # those that nobody computes, the one that was of use last at the end
+
+    def begin(self, row: Row, *, share: bool) -> bool:
+        """Room for a row's ids and a token more, with what others hold of them; of the last id nothing is held. False:
+        there is no room, or what it shares with another row is being computed."""
+        holder, common = self._holder(row) if share else (None, 0)
+        if holder is None:
+            return self._begun(row, self.reserve(row, len(row.ids) + 1))
+        if holder.length < common:
+            return False
+        is_idle = self._idle.pop(holder, False)  # so that it is not what makes room
+        if not (is_idle and common == holder.length) and self.reserve(row, len(row.ids) + 1):
+            self._copy(holder.start, row.start, common)
+            if is_idle:
+                self._idle[holder] = True
+        elif is_idle:
+            row.extent, holder.extent = holder.extent, None
+            self._prefixes.remove(holder)
+        else:
+            return False
+        row.length = common
+        return self._begun(row, self.reserve(row, len(row.ids) + 1))
+
+    def _begun(self, row: Row, has_room: bool) -> bool:
+        if has_room:
+            self._prefixes.add(row)
+        else:
+            self.release(row)
+        return has_room
+
+    def _holder(self, row: Row) -> tuple[Row | None, int]:
+        """Who has most of a row's tokens, and how many; more than it holds where they are being computed."""
+        alike = self._prefixes.alike(row)
+        if not alike:
+            return None, 0
+        holder = max(alike, key=lambda one: one.length)
+        common = holder.common(row, len(row.ids) - 1)
+        return (holder, min(common, max(holder.length, common // BLOCK * BLOCK))) if common >= BLOCK else (None, 0)
 
     def reserve(self, row: Row, tokens: int) -> bool:
         """Room for so many tokens of the row in all, wherever that is. False: there is none."""
         if row.extent is None:
             row.extent = self._allocated(tokens)
             return row.extent is not None
-        if tokens <= row.extent.size or self.space.grow(row.extent, tokens):
-            return True
         before = row.extent
-        if (extent := self._allocated(tokens)) is None:
-            return self.space.grow(before, tokens)  # the gaps were closed, and one is behind it perhaps
-        self._copy(before.start, extent.start, row.length)
-        self.space.release(before)
-        row.extent = extent
-        return True
+        if tokens <= before.size or self.space.grow(before, tokens):
+            return True
+        if (extent := self._allocated(tokens)) is not None:
+            self._copy(before.start, extent.start, row.length)
+            self.space.release(before)
+            row.extent = extent
+            return True
+        if self.space.free < self.space.rounded(tokens) - before.size:
+            return False
+        self._close_gaps(before)
+        return self.space.grow(before, tokens)
 
     def drop(self) -> None:
         """Gives its memory back; there must be another before the model is called again."""
@@ -79,22 +133,44 @@ class KeyValueCache:
         self._tensors.clear()
 
     def release(self, row: Row) -> None:
+        """Nothing of it is held any more."""
+        self._prefixes.remove(row)
+        self._idle.pop(row, None)
         if row.extent is not None:
             self.space.release(row.extent)
         row.extent, row.length = None, 0
 
+    def keep(self, row: Row) -> None:
+        """Nobody computes it any more. What it holds stays until its memory is needed."""
+        row.length = min(row.length, len(row.ids))  # a token more may have been launched, and was never known
+        if row.length < BLOCK:
+            self.release(row)
+            return
+        self._prefixes.remove(row)
+        row.cut(row.length)
+        self._prefixes.add(row)
+        self._idle[row] = True
+
     def _allocated(self, tokens: int) -> Extent | None:
-        extent = self.space.allocate(tokens)
-        if extent is None and self.space.free >= self.space.rounded(tokens):
-            for moved, start in self.space.close_gaps():
-                self._copy(start, moved.start, moved.size)
-            extent = self.space.allocate(tokens)
+        size = self.space.rounded(tokens)
+        while (extent := self.space.allocate(tokens)) is None:
+            if self._idle and self.space.free < WORTH_MOVING * size:
+                self.release(next(iter(self._idle)))
+            elif self.space.free >= size:
+                self._close_gaps()
+            else:
+                return None
         return extent
 
+    def _close_gaps(self, behind: Extent | None = None) -> None:
+        for moved, start in self.space.close_gaps(behind):
+            self._copy(start, moved.start, moved.size)
+
     def _copy(self, source: int, target: int, tokens: int) -> None:
-        """Downwards the two may overlap."""
+        """The two may overlap."""
         step = min(tokens, abs(source - target)) or 1
-        for at in range(0, tokens, step):
+        parts = range(0, tokens, step)
+        for at in parts if target < source else reversed(parts):
             size = min(step, tokens - at)
             torch._foreach_copy_(
                 [tensor[target + at : target + at + size] for tensor in self._tensors],

@@ -5,7 +5,6 @@ All of it is of the model's own distribution: before penalties, bias, grammar, t
 
 from collections.abc import Sequence
 
-import torch
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -40,21 +39,30 @@ class Pieces:
 
 
 class Scores:
-    """Log probabilities of float32 logits [rows, vocabulary], and of each row the `tops` most probable tokens."""
+    """Log probabilities of one token in each row of float32 logits [rows, vocabulary], and of the row's most probable
+    ones. They may still be on their way from a GPU when this returns, and are read when what came after them is there.
+    """
 
-    def __init__(self, logits: Tensor, tops: Sequence[int]) -> None:
-        self._values = logits.log_softmax(dim=-1).clamp_min_(LEAST)
-        self.are_numbers = not bool(self._values.isnan().any())
+    def __init__(self, logits: Tensor, tops: Sequence[int], ids: Tensor) -> None:
+        """tops: how many of each row. ids: int64 [rows], where the logits are."""
+        values = logits.log_softmax(dim=-1).clamp_min_(LEAST)
+        best = values.topk(min(max(tops, default=0), logits.shape[1]), dim=-1)
+        own = values.gather(1, ids.unsqueeze(1)).squeeze(1)
         self._tops = tops
-        best = self._values.topk(min(max(tops, default=0), logits.shape[1]), dim=-1)
-        self._best = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        self._values, self._best_ids, self._best_values, self._broken = (
+            part.to("cpu", non_blocking=True) for part in (own, best.indices, best.values, values.isnan().any())
+        )
+
+    @property
+    def are_numbers(self) -> bool:
+        return not bool(self._broken)
 
     def tokens(
         self, token_ids: Sequence[int], pieces: Pieces, ends: Sequence[bool] | None = None
     ) -> list[TokenLogprob]:
-        """Of one token in each row. `ends`: those that end a reply and are no part of its text, and so have none."""
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._values.device)
-        values = self._values.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+        """Of the rows' tokens. `ends`: those that end a reply and are no part of its text, and so have none."""
+        values = self._values.tolist()
+        self._best = list(zip(self._best_ids.tolist(), self._best_values.tolist(), strict=True))
         ends = [False] * len(values) if ends is None else ends
         return [
             self._token(row, token_id, value, pieces, is_end)

@@ -2,8 +2,8 @@
 
 Registered with transformers under NAME, it replaces the attention of any model that calls transformers'
 AttentionInterface. The keys and values of new tokens are written into the cache (`slots=`, which models hand on), and
-what every row sees of it is read from there: by torch's flash kernel in one call for all rows, where it can, else row
-by row.
+what every row sees of it is read from there. Where kernels can, two calls are all: our own for rows with one new token,
+and torch's flash kernel for the others. Else it is done row by row.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from worker.engines.kv_cache import Layer
+from worker.engines.staging import PIECE
+
+if torch.cuda.is_available():  # Triton comes with torch for GPUs
+    from worker.engines.decode_attention import attend_to_cache
 
 NAME = "tokenbus_packed"
 # Arguments that models pass along and that change nothing here. Any other one asks for an attention that this is not.
@@ -35,29 +39,43 @@ class Segment:
     past: int
     start: int
     end: int
-    masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window: the same in many layers
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)  # the same in many layers
 
     def mask(self, window: int | None, like: Tensor) -> Tensor:
         """Added to the scores [new, length]: a token sees itself and what is before it, within the window."""
-        if window not in self.masks:
+        if (window, like.device) not in self.masks:
             new = self.end - self.start
             at = torch.arange(self.past, self.past + new, device=like.device).unsqueeze(1)
             seen = torch.arange(self.past + new, device=like.device).unsqueeze(0)
             hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
-            self.masks[window] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
-        return self.masks[window]
+            mask = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+            self.masks[window, like.device] = mask
+        return self.masks[window, like.device]
 
 
 @dataclass(slots=True)
-class Flash:
-    """The same for the kernel, int32: where each row's new tokens begin, and where its keys do; its length with them;
-    the most of both."""
+class Kernels:
+    """The same for kernels, int32. Of rows at the beginning that have one new token: where their keys begin, and their
+    length with it, 0 for none. Of pieces of the others, as torch's flash kernel has them: where new tokens begin, where
+    keys do, and how many the last of a piece's tokens sees. The first piece is all singles, and has no keys."""
 
-    new_starts: Tensor  # [rows + 1]
-    key_starts: Tensor  # [rows + 1], the last of no meaning
-    lengths: Tensor  # [rows]
-    most_new: int
-    longest: int
+    longest: int  # a row may be
+    starts: Tensor  # [singles]
+    lengths: Tensor  # [singles]
+    new_starts: Tensor  # [pieces + 2]; none where all rows are singles
+    key_starts: Tensor  # [pieces + 2], the last of no meaning
+    piece_lengths: Tensor  # [pieces + 1]
+    copies: dict[torch.device, "Kernels"] = field(default_factory=dict, init=False)
+
+    def on(self, device: torch.device) -> "Kernels":
+        """For a layer that lies there. A model on one GPU has no copies."""
+        if device == self.lengths.device:
+            return self
+        if device not in self.copies:
+            singles = self.starts, self.lengths
+            pieces = self.new_starts, self.key_starts, self.piece_lengths
+            self.copies[device] = Kernels(self.longest, *(one.to(device) for one in (*singles, *pieces)))
+        return self.copies[device]
 
 
 @dataclass(slots=True)
@@ -65,7 +83,7 @@ class Packed:
     """One forward pass. Where no layer has a cache yet, every segment is a whole row, and `layers` are found."""
 
     segments: Sequence[Segment] = ()
-    flash: Flash | None = None
+    kernels: Kernels | None = None
     layers: dict[int, Layer] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)  # that each layer asked for
 
@@ -119,15 +137,15 @@ def _check(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> No
 def _note(module: nn.Module, keys: Tensor, values: Tensor, window: int | None, packed: Packed) -> None:
     index: int = module.layer_idx  # type: ignore[assignment]
     packed.windows[index] = window
-    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
+    packed.layers[index] = Layer(module, keys.shape[1], keys.shape[2], values.shape[2], keys.dtype, keys.device)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
     """query [heads, tokens, size], keys and values [tokens of the cache, kv_heads, size] -> [tokens, heads, size]."""
     packed = PASS.now
     assert packed is not None
-    if packed.flash is not None:
-        return _attend_flash(packed.flash, query, keys, values, scaling, window)
+    if packed.kernels is not None:
+        return _attend_by_kernels(packed.kernels.on(query.device), query, keys, values, scaling, window)
     out = query.new_empty((query.shape[1], query.shape[0], values.shape[2]))
     for segment in packed.segments:
         new = slice(segment.start, segment.end)
@@ -138,26 +156,32 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, 
     return out
 
 
-def _attend_flash(
-    flash: Flash, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+def _attend_by_kernels(
+    kernels: Kernels, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """A new prompt, a chunk over what the cache holds, and a single token are the same call."""
-    out: Tensor = torch.ops.aten._flash_attention_forward(
-        query.transpose(0, 1),
-        keys,
-        values,
-        flash.new_starts,
-        flash.key_starts,
-        flash.most_new,
-        flash.longest,
-        0.0,
-        True,
-        False,
-        scale=scaling,
-        window_size_left=None if window is None else window - 1,
-        window_size_right=None if window is None else 0,
-        seqused_k=flash.lengths,
-    )[0]
+    """A piece of a new prompt, and one after what the cache holds, are the same call."""
+    if len(kernels.new_starts):
+        out: Tensor = torch.ops.aten._flash_attention_forward(
+            query.transpose(0, 1),
+            keys,
+            values,
+            kernels.new_starts,
+            kernels.key_starts,
+            PIECE,
+            kernels.longest,
+            0.0,
+            True,
+            False,
+            scale=scaling,
+            window_size_left=None if window is None else window - 1,
+            window_size_right=None if window is None else 0,
+            seqused_k=kernels.piece_lengths,
+        )[0]
+    else:
+        out = query.new_empty((query.shape[1], query.shape[0], query.shape[2]))
+    if len(kernels.starts):
+        single = kernels.starts, kernels.lengths, kernels.longest
+        attend_to_cache(query, keys, values, *single, scaling, window, out)
     return out
 
 

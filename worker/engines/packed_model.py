@@ -1,18 +1,25 @@
 """A causal language model that computes the tokens of many rows, prompt chunks and single tokens, in one forward."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worker.engines.gpu_memory import memory_beside, step_memory
-from worker.engines.kv_cache import KeyValueCache, Layer, Row
-from worker.engines.packed_attention import NAME, PASS, Flash, Packed, Segment, UnsupportedAttentionError
+from shared.logging import get_logger
+from worker.engines.cpu_linear import bring_into_order
+from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
+from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment, UnsupportedAttentionError
+from worker.engines.placement import devices_of, is_quantized
 from worker.engines.stacked import stack
-from worker.engines.staging import Shape, Staging, Work
+from worker.engines.staging import Shape, Staging, Work, shape_for_kernels
+from worker.engines.step_cost import Cost, cost_of, prompts
 from worker.engines.step_graphs import StepGraphs
+
+log = get_logger(__name__)
 
 CHECK_TOKENS = 11
 # Relative error of the logits. In half precision two correct kernels differ by about 0.02, wrong ones by about 1.
@@ -29,16 +36,25 @@ class NotPackableError(Exception):
 
 
 class PackedModel:
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Checks the model against its own plain forward; raises NotPackableError where packed rows get it wrong."""
+    def __init__(self, model: PreTrainedModel, max_model_len: int, *, compiled: bool) -> None:
+        """Checks the model against its own plain forward; raises NotPackableError where packed rows would
+        get it wrong.
+
+        compiled: on one GPU its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the
+        rows.
+        """
         self.device = model.device
+        self.max_model_len = max_model_len
+        self._may_be_compiled = compiled
         self._model = model.requires_grad_(False)
         self._config = model.config.get_text_config()
-        self._flash = False
+        self._has_kernels = False
         self._held: KeyValueCache | None = None
         self._graphs: StepGraphs | None = None
         self.vocabulary: int = self._config.vocab_size
         self._staging = Staging(self.device)
+        self._is_quantized = is_quantized(model)
+        self._is_spread = len(devices_of(model)) > 1
         self._is_rebuilt = False
         implementation = model.config._attn_implementation
         try:
@@ -48,12 +64,16 @@ class PackedModel:
             if self._held is not None:
                 self._held.drop()
             model.set_attn_implementation(implementation)
-            first_line = str(problem).strip().partition("\n")[0]
-            raise NotPackableError(first_line, is_intact=not self._is_rebuilt) from problem
+            why = str(problem).strip().partition("\n")[0] or type(problem).__name__
+            raise NotPackableError(why, is_intact=not self._is_rebuilt) from problem
 
     @property
-    def bytes_per_token(self) -> int:
-        return sum(layer.bytes_per_token for layer in self._layers.values())
+    def bytes_per_token(self) -> Mapping[torch.device, int]:
+        """On each device."""
+        sizes: Counter[torch.device] = Counter()
+        for layer in self._layers.values():
+            sizes[layer.device] += layer.bytes_per_token
+        return sizes
 
     def hold(self, tokens: int) -> KeyValueCache:
         """Gives it a cache for so many tokens, in place of the one that it has."""
@@ -63,24 +83,47 @@ class PackedModel:
         return self._held
 
     @property
+    def has_graphs(self) -> bool:
+        return self._may_be_compiled and self._has_kernels and not self._is_spread
+
+    @property
     def cache(self) -> KeyValueCache:
         assert self._held is not None
         return self._held
 
-    def memory_left(self, most_tokens: int, most_rows: int, utilization: float) -> int:
-        """Bytes of the GPU's for the cache, beside the weights and what the largest steps need, which is measured."""
-        cache, row = self.hold(most_tokens), Row()
-        cache.reserve(row, most_tokens)
-        work, wanted = [(row, [1] * most_tokens)], [min(most_rows, most_tokens)]
-        needed = step_memory(self.device, lambda: self.forward(work, wanted))
+    def measure(self, tokens: int, rows: int, use: Callable[[Tensor], object] | None = None) -> Cost:
+        """A step of prompts with so many tokens on a GPU, with a cache of its own, the logits of so many rows and what
+        is done with them."""
+        work = prompts(tokens, self.max_model_len)
+        counts = [len(ids) for _, ids in work]
+        cache = self.hold(sum(-(-count // block_of(self.device)) * block_of(self.device) for count in counts))
+        for row, ids in work:
+            cache.reserve(row, len(ids))
+        wanted = [
+            max(0, min(rows - at, count)) for at, count in zip(accumulate(counts, initial=0), counts, strict=False)
+        ]
+
+        def step() -> None:
+            logits = self.forward(work, wanted)
+            if use is not None:
+                use(logits)
+
+        cost = cost_of(step, self.bytes_per_token)
         cache.drop()
         self._held = None
-        return memory_beside(self.device, needed, utilization)
+        torch.cuda.empty_cache()
+        return cost
 
     @torch.inference_mode()
-    def capture(self, most_rows: int, longest: int, progress: Any) -> None:
-        """CUDA graphs of steps for up to so many rows, each of up to so many tokens."""
-        self._graphs = StepGraphs(self._step, self.cache, self._staging, most_rows, longest, progress)
+    def capture(self, most_rows: int, most_tokens: int, progress: Any) -> None:
+        """CUDA graphs of steps for up to so many rows, and where some are prompts, so many tokens; none where rows are
+        read one by one, or nothing was to be compiled."""
+        if self._may_be_compiled and not self.has_graphs:
+            log.warning("no CUDA graphs for a model that is spread over GPUs or in %s; slower", self._model.dtype)
+        if not self.has_graphs:
+            return
+        logits = torch.empty((most_rows, self.vocabulary), dtype=self._model.dtype, device=self.device)
+        self._graphs = StepGraphs(self._step, logits, self._staging, self.max_model_len, most_tokens, progress)
 
     @torch.inference_mode()
     def forward(self, work: Sequence[Work], wanted: Sequence[int], drawn: Tensor | None = None) -> Tensor:
@@ -101,32 +144,26 @@ class PackedModel:
         return logits
 
     def _run(self, work: Sequence[Work], places: Sequence[int], drawn: Tensor | None) -> Tensor:
-        shape = Shape(sum(len(ids) for _, ids in work), len(work), len(places))
-        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=True)
-        most_new = max(len(ids) for _, ids in work)
+        if self._has_kernels:
+            shape, segments = shape_for_kernels(work, len(places)), []
+        else:
+            shape, segments = Shape(sum(len(ids) for _, ids in work), 0, 0, len(places)), _segments(work)
+        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=self.device.type == "cuda")
         longest = max(row.length + len(ids) for row, ids in work)
-        logits = self._step(numbers, shape, drawn, most_new, longest, [] if self._flash else _segments(work))
+        logits = self._step(numbers, shape, drawn, longest, segments)
         if logits.shape[0] != len(places):
             raise UnsupportedAttentionError("it does not take logits_to_keep")
         return logits
 
     def _step(
-        self,
-        numbers: Tensor,
-        shape: Shape,
-        drawn: Tensor | None,
-        most_new: int,
-        longest: int,
-        segments: Sequence[Segment] = (),
+        self, numbers: Tensor, shape: Shape, drawn: Tensor | None, longest: int, segments: Sequence[Segment] = ()
     ) -> Tensor:
         """numbers: as Staging gathers them. segments: for rows that are read one by one."""
-        ids, positions, slots, places, new_starts, key_starts, lengths = torch.split(numbers, shape.sizes)
+        ids, positions, slots, places, *rows = torch.split(numbers, shape.sizes)
         if drawn is not None:
             ids = torch.where(ids < 0, drawn[(-1 - ids).clamp_min(0)], ids)
-        flash = None
-        if self._flash:
-            flash = Flash(new_starts.int(), key_starts.int(), lengths.int(), most_new, longest)
-        return self._call(Packed(segments, flash), ids, positions, slots, places)
+        kernels = None if segments else Kernels(longest, *(part.int() for part in rows))
+        return self._call(Packed(segments, kernels), ids, positions, slots, places)
 
     def _call(self, packed: Packed, ids: Tensor, positions: Tensor, slots: Tensor | None, places: Tensor) -> Tensor:
         PASS.now = packed
@@ -150,15 +187,22 @@ class PackedModel:
             raise UnsupportedAttentionError("it has an attention of its own")
         self._layers = self._find_layers(ids)
         self.hold(4 * CHECK_TOKENS)
-        self._flash = self._flash_fits()
+        self._has_kernels = self._kernels_fit()
         self._check(ids, expected)
-        if self.device.type == "cuda":
-            self._is_rebuilt = True
-            stack(self._model)
+        self._is_rebuilt = True
+        self._rebuild()
+        self._check(ids, expected)
+
+    def _rebuild(self) -> None:
+        """Its layers, in place, to be faster."""
+        if self.device.type == "cuda" and not self._is_spread:
+            stack(self._model)  # over several, accelerate's hooks are on the layers that a stack would replace
             torch.cuda.empty_cache()
+        if self.device.type == "cpu":
+            bring_into_order(self._model)
+        if self._may_be_compiled and not (self._is_spread or self._is_quantized):
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
-            self._check(ids, expected)
 
     def _check(self, ids: list[int], expected: Tensor) -> None:
         error = self._difference(ids, expected)
@@ -173,8 +217,8 @@ class PackedModel:
         self._check_windows(packed)
         return packed.layers
 
-    def _flash_fits(self) -> bool:
-        """torch's flash kernel: half precision, on a GPU that has it, keys and values of one size."""
+    def _kernels_fit(self) -> bool:
+        """torch's flash kernel is for half precision, on a GPU that has it, with keys and values of one size."""
         half = all(layer.dtype in (torch.float16, torch.bfloat16) for layer in self._layers.values())
         small = all(layer.key_size == layer.value_size <= 256 for layer in self._layers.values())
         return self.device.type == "cuda" and half and small and torch.cuda.get_device_capability(self.device) >= (8, 0)
@@ -217,6 +261,8 @@ def check_ids(vocabulary: int) -> list[int]:
 
 
 def tolerance_of(model: PreTrainedModel) -> float:
+    if is_quantized(model):  # activations are rounded to 8 bits, or to bfloat16
+        return HALF_TOLERANCE
     return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
 
 

@@ -10,6 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from worker.engines.transfer import sent
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
@@ -42,7 +44,7 @@ class Noise:
     def __init__(self, draws: list[tuple[int, int, int]], device: torch.device) -> None:
         """draws: (seed, choice, index of the completion token) of each row."""
         words = [(seed & _WORD, (seed >> 32) & _WORD, index & _WORD, choice & _WORD) for seed, choice, index in draws]
-        columns = torch.tensor(words, dtype=torch.int64, device=device).reshape(-1, 4, 1).unbind(1)
+        columns = sent(words, torch.int64, device).reshape(-1, 4, 1).unbind(1)
         self._key = columns[0], columns[1]
         self._index, self._choice = columns[2], columns[3]
 

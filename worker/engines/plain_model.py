@@ -2,7 +2,7 @@
 for models that PackedModel would compute wrongly."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import StartupError
-from worker.engines.gpu_memory import memory_beside, step_memory
 from worker.engines.kv_cache import Row, block_of
 from worker.engines.packed_model import CHECK_TOKENS, check_ids, tolerance_of
 from worker.engines.row_caches import Held, RowCaches
 from worker.engines.staging import Work
+from worker.engines.step_cost import Cost, cost_of, prompts
 
 CACHES = ("past_key_values", "cache_params", "state")  # as a model's forward takes it and its output names it
 # Of a prompt in one call: eager attention keeps the scores of all heads, [heads, new tokens, length].
@@ -33,9 +33,12 @@ class Way(Enum):
 
 
 class PlainModel:
-    def __init__(self, model: PreTrainedModel) -> None:
+    has_graphs = False
+
+    def __init__(self, model: PreTrainedModel, max_model_len: int) -> None:
         """Finds out which way is right, by the model's plain forward; raises StartupError where none is."""
         self.device = model.device
+        self.max_model_len = max_model_len
         self._model = model.requires_grad_(False)
         self._takes = inspect.signature(model.forward).parameters
         self._cache_name = next((name for name in CACHES if name in self._takes), CACHES[0])
@@ -50,15 +53,23 @@ class PlainModel:
         self.cache = RowCaches(tokens, self.device)
         return self.cache
 
-    def memory_left(self, most_tokens: int, most_rows: int, utilization: float) -> int:
-        """Bytes of the GPU's for the caches, beside the weights and what a row of so many tokens needs."""
-        tokens = min(most_tokens, getattr(self._config, "max_position_embeddings", None) or most_tokens)
-        cache, row = self.hold(tokens), Row()
-        needed = step_memory(self.device, lambda: self.forward([(row, [1] * tokens)], [min(most_rows, tokens)]))
-        cache.release(row)
-        return memory_beside(self.device, needed, utilization)
+    def measure(self, tokens: int, rows: int, use: Callable[[Tensor], object] | None = None) -> Cost:
+        """As PackedModel.measure. A row of which nothing is wanted might not be computed."""
+        work = prompts(tokens, self.max_model_len)
+        wanted = [max(1, min(rows - place * self.max_model_len, len(ids))) for place, (_, ids) in enumerate(work)]
+        cache = self.hold(tokens)
 
-    def capture(self, most_rows: int, longest: int, progress: Any) -> None:
+        def step() -> None:
+            logits = self.forward(work, wanted)
+            if use is not None:
+                use(logits)
+
+        cost = cost_of(step, self.bytes_per_token)
+        cache.clear()
+        torch.cuda.empty_cache()
+        return cost
+
+    def capture(self, most_rows: int, most_tokens: int, progress: Any) -> None:
         """A cache that grows moves, which a CUDA graph cannot follow."""
 
     @torch.inference_mode()
@@ -138,29 +149,17 @@ class PlainModel:
                 got[place, span] = logits[place]
         return float((got - expected).norm() / (2**0.5 * expected.norm()))
 
-    def _measure(self) -> int:
-        """Bytes of a row by the tokens that it is given: what it needs of any length is a part of its first block."""
+    def _measure(self) -> dict[torch.device, int]:
+        """Bytes on each device. What a row needs of any length is counted with the tokens of its first block."""
         row, ids = Row(), check_ids(self.vocabulary)
         cache, few = self.hold(0), CHECK_TOKENS // 2
         sizes = []
         for part in (ids[:few], ids[few:]):
             self.forward([(row, part)], [1])
-            held = cache.held[row]
-            sizes.append(sum(tensor.nbytes for tensor in _tensors([held.unseen, held.cache], set())))
-        growth = max(0, sizes[1] - sizes[0]) // (CHECK_TOKENS - few)
-        constant = max(0, sizes[0] - few * growth)
-        return max(1, growth + -(-constant // block_of(self.device)))
-
-
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """All within a cache, whatever its class."""
-    if id(value) in seen or isinstance(value, type):
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner, seen)
-    elif hasattr(value, "__dict__"):
-        yield from _tensors(vars(value), seen)
+            sizes.append(cache.held[row].sizes())
+        bytes_per_token = {}
+        for device, size in sizes[1].items():
+            growth = max(0, size - sizes[0][device]) // (CHECK_TOKENS - few)
+            constant = max(0, sizes[0][device] - few * growth)
+            bytes_per_token[device] = max(1, growth + -(-constant // block_of(self.device)))
+        return bytes_per_token

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from shared.messages import SamplingParams
 from worker.engines.philox import Noise
+from worker.engines.transfer import sent
+
+if torch.cuda.is_available():  # Triton comes with torch for GPUs
+    from worker.engines.top_p_kernel import draw_within
 
 GREEDY_BELOW = 1e-5  # dividing by a smaller temperature leaves float32
 
@@ -32,9 +36,9 @@ class Penalties:
     def asked_for(params: SamplingParams) -> bool:
         return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
-    def see(self, token_ids: list[int], *, completion: bool) -> None:
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._seen.device)
-        self._seen[ids] = True
+    def see(self, ids: Tensor, *, completion: bool) -> None:
+        """int64 [tokens], where the logits are."""
+        self._seen.index_fill_(0, ids, True)
         if completion:
             self._counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
 
@@ -54,8 +58,8 @@ class Bias:
     """What is added to the logits of single tokens."""
 
     def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
-        self._ids = torch.tensor(list(bias), dtype=torch.int64, device=device)
-        self._values = torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+        self._ids = sent(list(bias), torch.int64, device)
+        self._values = sent(list(bias.values()), torch.float32, device)
 
     def apply(self, logits: Tensor) -> None:
         """In place, on float32 [vocabulary]."""
@@ -89,7 +93,8 @@ class Draw:
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """The next token of each row of [rows, vocabulary], which is overwritten: int64 [rows], where the logits are.
+    """The next token of each row of [rows, vocabulary], which is overwritten: int64 [rows], where the logits are, and
+    where nobody waits for them.
 
     -1 for a row whose logits are not finite.
     """
@@ -109,7 +114,10 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         rows = [row for row, draw in enumerate(draws) if draw.is_random and draw.is_truncated is truncated]
         if rows:
             draw_rows = _draw_truncated if truncated else _draw_whole
-            tokens[rows] = draw_rows(_scaled(logits, best, draws, rows), [draws[row] for row in rows])
+            places = sent(rows, torch.int64, logits.device)
+            drawn = [draws[row] for row in rows]
+            own = (logits, best) if len(rows) == len(draws) else (logits[places], best[places])
+            tokens[places] = draw_rows(_scaled(*own, drawn), drawn)
     return torch.where(best.isfinite(), tokens, -1)
 
 
@@ -117,16 +125,12 @@ def _ban(logits: Tensor, ids: Tensor) -> None:
     """A grammar that is complete leaves nothing but the end; that must not be taken from it."""
     before = logits[ids]
     logits[ids] = -torch.inf
-    if logits.max() == -torch.inf:
-        logits[ids] = before
+    logits[ids] = torch.where(logits.max() == -torch.inf, before, -torch.inf)
 
 
-def _scaled(logits: Tensor, best: Tensor, draws: Sequence[Draw], rows: list[int]) -> Tensor:
-    """Logits over temperature, shifted so that the largest is 0: a tiny temperature cannot overflow."""
-    temperature = _column([draws[row].params.temperature for row in rows], logits)
-    if len(rows) == len(draws):
-        return logits.sub_(best.unsqueeze(1)).div_(temperature)
-    return (logits[rows] - best[rows].unsqueeze(1)).div_(temperature)
+def _scaled(logits: Tensor, best: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """In place: over temperature, shifted so that the largest is 0. A tiny temperature cannot overflow."""
+    return logits.sub_(best.unsqueeze(1)).div_(_column([draw.params.temperature for draw in draws], logits))
 
 
 def _noise(draws: Sequence[Draw], device: torch.device) -> Noise:
@@ -149,14 +153,16 @@ def _draw_truncated(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
     _keep_top_k(scaled, params)
     min_p = _column([p.min_p for p in params], scaled)
     scaled.masked_fill_(scaled < min_p.log(), -torch.inf)  # the largest is 0
+    top_p = _column([p.top_p if p.top_p < 1 else 2.0 for p in params], scaled)
+    noisy = _noise(draws, scaled.device).whole(scaled.shape[1]) + scaled
+    if scaled.is_cuda:
+        return draw_within(scaled, noisy, top_p)
     probabilities = scaled.softmax(dim=-1)
-    top_p = _column([p.top_p for p in params], scaled)
-    noisy = _noise(draws, scaled.device).whole(scaled.shape[1]).add_(scaled)
     while True:
         winner = noisy.argmax(dim=-1, keepdim=True)
         bound = scaled.gather(1, winner)
         before = (probabilities * (scaled > bound)).sum(dim=-1, keepdim=True)
-        outside = (before >= top_p) & (before > 0) & (top_p < 1)
+        outside = (before >= top_p) & (before > 0)
         if not outside.any():
             return winner.squeeze(1)
         noisy.masked_fill_(outside & (scaled <= bound), -torch.inf)
@@ -164,11 +170,14 @@ def _draw_truncated(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 def _keep_top_k(scaled: Tensor, params: Sequence[SamplingParams]) -> None:
     vocabulary = scaled.shape[1]
-    for row, p in enumerate(params):
-        if 0 < p.top_k < vocabulary:
-            smallest = scaled[row].topk(p.top_k).values[-1]
-            scaled[row].masked_fill_(scaled[row] < smallest, -torch.inf)
+    kept = [p.top_k if 0 < p.top_k < vocabulary else vocabulary for p in params]
+    if (most := max((count for count in kept if count < vocabulary), default=0)) == 0:
+        return
+    last = sent([[min(count, most) - 1] for count in kept], torch.int64, scaled.device)
+    smallest = scaled.topk(most).values.gather(1, last)
+    whole = sent([[count == vocabulary] for count in kept], torch.bool, scaled.device)
+    scaled.masked_fill_((scaled < smallest) & ~whole, -torch.inf)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+    return sent(values, torch.float32, like.device).unsqueeze(1)

@@ -15,6 +15,7 @@ from worker.engines.prompts import Prompt
 from worker.engines.reply import Reply, Unsent
 from worker.engines.sampling import Bias, Draw, Penalties
 from worker.engines.text import StopMatcher
+from worker.engines.transfer import sent
 
 CONTEXT_TOKENS = 6  # of a prompt, to decode the first token of its continuation
 
@@ -35,7 +36,7 @@ class Sequence:
         self, request: EngineRequest, prompt: Prompt, limits: Limits, tokenizer: Tokenizer, matcher: Matcher | None
     ) -> None:
         self.id = request.id
-        self.row = Row()
+        self.row = Row(list(prompt.ids))
         self.is_over = False  # ended or aborted: what is still computed of it is for nobody
         self.flight: object = None  # the step that draws its next token, until that is known
         self.place = 0  # of it among those that are drawn there
@@ -43,7 +44,8 @@ class Sequence:
         self.params = request.sampling
         self.finish_reason: FinishReason | None = None
         self._request = request
-        self._ids = list(prompt.ids)
+        self._ids = self.row.ids
+        self._cached: int | None = None  # tokens of the prompt that were not computed
         self._prompt_tokens = len(prompt.ids)
         room = limits.max_model_len - len(prompt.ids)
         self._max_tokens = room if self.params.max_tokens is None else min(room, self.params.max_tokens)
@@ -93,9 +95,13 @@ class Sequence:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether its next token can be computed before the last one is known."""
-        params = self.params
-        return self.matcher is None and params.logprobs is None and not Penalties.asked_for(params)
+        """Whether its next token can be drawn before the last one is known."""
+        return self.matcher is None
+
+    def begin(self) -> None:
+        """It has its place, and perhaps the first of its tokens. What it is given when it comes back counts no more."""
+        if self._cached is None:
+            self._cached = min(self.row.length, self._prompt_tokens)
 
     def next_tokens(self, budget: int) -> list[int]:
         """Below 0: as in PackedModel.forward."""
@@ -123,8 +129,6 @@ class Sequence:
     def push(self, token_id: int) -> None:
         """The completion grows by a token, which may end it. Raises InvalidRequest where its grammar forbids it."""
         self._ids.append(token_id)
-        if self._penalties is not None:
-            self._penalties.see([token_id], completion=True)
         ends = self.ends_with(token_id)
         if self.matcher is not None:
             self.matcher.push(None if ends else token_id)
@@ -159,19 +163,29 @@ class Sequence:
         )
 
     def _usage(self) -> Usage:
-        return Usage(self._prompt_tokens, self._completion_tokens, reasoning_tokens=self._reply.reasoning_tokens)
+        return Usage(
+            self._prompt_tokens,
+            self._completion_tokens,
+            self._cached or 0,
+            reasoning_tokens=self._reply.reasoning_tokens,
+        )
 
     def draw(self, vocabulary: int, device: torch.device) -> Draw:
         """How to draw the next token."""
         if self._penalties is None and Penalties.asked_for(self.params):
             self._penalties = Penalties(self.params, vocabulary, device)
-            self._penalties.see(self._ids[: self._prompt_tokens], completion=False)
-            self._penalties.see(self._ids[self._prompt_tokens :], completion=True)
+            self._penalties.see(sent(self._ids[: self._prompt_tokens], torch.int64, device), completion=False)
+            self._penalties.see(sent(self._ids[self._prompt_tokens :], torch.int64, device), completion=True)
         if self._bias is None and self.params.logit_bias:
             self._bias = Bias(self.params.logit_bias, device)
         index = self._completion_tokens + self._drawn
         banned = self._ban(index, device)
         return Draw(self.params, self._request.choice, index, self._penalties, self._bias, banned)
+
+    def drawn(self, token_id: Tensor) -> None:
+        """int64 [1]: its next token, which nobody knows yet; below 0 where there is none."""
+        if self._penalties is not None:
+            self._penalties.see(token_id.clamp_min(0), completion=True)
 
     def _ban(self, index: int, device: torch.device) -> Tensor | None:
         """What ends a completion, while it may not end. With ignore_eos and a grammar it never may, but where nothing
@@ -182,4 +196,4 @@ class Sequence:
             ids = self._eos_ids
         else:
             return None
-        return torch.tensor(sorted(ids), dtype=torch.int64, device=device) if ids else None
+        return sent(sorted(ids), torch.int64, device) if ids else None
