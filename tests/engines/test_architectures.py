@@ -1,14 +1,15 @@
-"""Architectures that the engine computes as `generate` does, and those that it refuses at load."""
+"""Architectures whose rows are packed and continued as by `generate`, and those that are refused at load."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from shared.errors import StartupError
 from tests.engines.driving import Reference, SaveModel, Stepping
 from worker.engines.budget import StepBudget
+from worker.engines.packed_model import PackedModel
 
 Load = Callable[..., Stepping]
 SUPPORTED: dict[str, dict[str, Any]] = {
@@ -35,6 +36,7 @@ PROMPTS = [[5, 9, 200], list(range(10, 80)), list(range(100, 130))]
 def test_an_architecture_is_continued_as_by_generate(save_model: SaveModel, load: Load, name: str) -> None:
     path = save_model(name.partition(" ")[0], **SUPPORTED[name])
     engine = load(path)
+    assert isinstance(engine.generation._model, PackedModel)
     engine.generation.budget = StepBudget(alone=16, beside=10)
     ids = []
     for prompt in PROMPTS:
@@ -46,27 +48,15 @@ def test_an_architecture_is_continued_as_by_generate(save_model: SaveModel, load
         assert engine.answers[request_id].token_ids == reference.greedy(prompt, 20)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "why"),
-    [
-        ("gemma2", {"attn_logit_softcapping": 20.0}, "softcap"),
-        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
-        ("mamba", {"state_size": 4, "expand": 1, "time_step_rank": 4}, "Mamba"),
-        ("bloom", {"n_layer": 2, "n_head": 4}, "loom"),
-        ("llama4_text", {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 32}, "lama4"),
-    ],
-)
-def test_what_would_be_computed_wrongly_is_refused(
-    save_model: SaveModel, load: Load, name: str, changes: dict[str, Any], why: str
-) -> None:
-    path = save_model(name, **changes)
-    with pytest.raises(StartupError, match=why):
-        load(path)
-
-
 def test_a_translation_model_is_refused(save_model: SaveModel, load: Load) -> None:
     path = save_model("t5", AutoModelForSeq2SeqLM, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     with pytest.raises(StartupError, match="neither a causal language model nor a text encoder"):
+        load(path)
+
+
+def test_a_model_that_sees_what_follows_is_refused(save_model: SaveModel, load: Load) -> None:
+    path = save_model("bert", AutoModelForCausalLM)
+    with pytest.raises(StartupError, match="does not support BertLMHeadModel: its logits in parts and as a whole"):
         load(path)
 
 

@@ -36,6 +36,16 @@ def test_an_option_that_cannot_be_honoured_is_said(llama: Path, load: Load, opti
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_does_not_say_how_many_tokens_it_can_hold_is_told(save_model: SaveModel, load: Load) -> None:
+    path = save_model("bloom", n_layer=1, n_head=4)
+    config = json.loads((path / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StartupError, match="does not say how many tokens it can hold: --max-model-len"):
+        load(path)
+    assert load(path, max_model_len=100).info.max_model_len == 100
+
+
 @pytest.mark.parametrize("path", ["/no/such/model", "./no/such", "missing.gguf", "not a hub id!"])
 def test_a_path_to_nothing_is_said(load: Load, path: str) -> None:
     with pytest.raises(StartupError, match="no such file or directory"):

@@ -9,6 +9,7 @@ from torch import Tensor
 from shared.errors import StartupError
 from shared.messages import SamplingParams
 from worker.engines.packed_model import PackedModel
+from worker.engines.plain_model import PlainModel
 from worker.engines.sampling import Draw, sample
 
 CPU_MEMORY_UTILIZATION = 0.5  # of what is free
@@ -36,7 +37,7 @@ class StepBudget:
 ON_CPU = StepBudget(alone=256, beside=64)
 
 
-def step_budget(model: PackedModel) -> StepBudget:
+def step_budget(model: PackedModel | PlainModel) -> StepBudget:
     if model.device.type != "cuda":
         return ON_CPU
     model.measure(GPU_TOKENS, 1)  # what is compiled or chosen is so in the first
@@ -45,7 +46,7 @@ def step_budget(model: PackedModel) -> StepBudget:
     return StepBudget(min(alone, GPU_TOKENS), min(beside, GPU_TOKENS))
 
 
-def cache_tokens(model: PackedModel, budget: StepBudget, slots: int, utilization: float) -> int:
+def cache_tokens(model: PackedModel | PlainModel, budget: StepBudget, slots: int, utilization: float) -> int:
     """That fit into what is left of the memory, and no more than can be of use. utilization: of a GPU's memory, for
     all. Raises StartupError where that is less than one sequence may have."""
     if model.device.type == "cuda":
@@ -61,7 +62,7 @@ def cache_tokens(model: PackedModel, budget: StepBudget, slots: int, utilization
     return min(tokens, slots * model.max_model_len)
 
 
-def _fit_on_gpus(model: PackedModel, budget: StepBudget, slots: int, utilization: float) -> int:
+def _fit_on_gpus(model: PackedModel | PlainModel, budget: StepBudget, slots: int, utilization: float) -> int:
     """Beside the weights and what the largest steps need: one that is launched, and those that are graphs. Of several
     GPUs each has the same tokens, so that the one with the least room for its layers decides."""
 

@@ -146,8 +146,12 @@ class Checkpoint:
         config = self.config.get_text_config()
         limit: int | None = _rope_limit(config) or getattr(config, "max_position_embeddings", None)
         asked = self._options.max_model_len
-        if limit is None:
-            raise StartupError(f"{self._options.model_path} does not say how many tokens it can hold")
+        if limit is None:  # of Mamba, whose state does not grow, and of BLOOM
+            if asked is None:
+                raise StartupError(
+                    f"{self._options.model_path} does not say how many tokens it can hold: --max-model-len"
+                )
+            return asked
         if asked is not None and asked > limit:
             raise StartupError(f"--max-model-len {asked} is more than the {limit} tokens that the model can hold")
         return asked or limit

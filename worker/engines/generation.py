@@ -23,7 +23,8 @@ from worker.engines.detokenizer import special_ids
 from worker.engines.grammar import Grammars, bytes_of_tokens
 from worker.engines.logprobs import Pieces, Scores
 from worker.engines.options import SLOTS, EngineOptions
-from worker.engines.packed_model import PackedModel
+from worker.engines.packed_model import NotPackableError, PackedModel
+from worker.engines.plain_model import PlainModel
 from worker.engines.prompts import PromptReader
 from worker.engines.sampling import sample
 from worker.engines.sequence import Limits, Sequence
@@ -75,13 +76,25 @@ class GenerationStepper:
         max_model_len = self._checkpoint.max_model_len()
         model = self._checkpoint.causal_model()
         fingerprint = self._checkpoint.fingerprint(model, tokenizer)  # of the weights as they are stored
-        self._model = PackedModel(model, max_model_len, compiled=self._on_gpu and not self._options.enforce_eager)
+        eos_ids = self._checkpoint.eos_ids(model, tokenizer)
+        why, is_intact = None, True
+        try:
+            compiled = self._on_gpu and not self._options.enforce_eager
+            self._model: PackedModel | PlainModel = PackedModel(model, max_model_len, compiled=compiled)
+        except NotPackableError as problem:  # which holds on to the model until it is forgotten
+            why, is_intact = str(problem), problem.is_intact
+        if why is not None:
+            if not is_intact:
+                del model  # there may be no room for both
+                model = self._checkpoint.causal_model()
+            self._model = plain = PlainModel(model, max_model_len)
+            log.warning("%s is computed %s, slower: %s", type(model).__name__, plain.way.value, why)
         self.budget = step_budget(self._model)
         tokens = cache_tokens(self._model, self.budget, self._slots, self._options.gpu_memory_utilization)
         self._cache = self._model.hold(tokens)
         self._model.capture(self._slots, self.budget.beside, partial(tqdm, desc="capturing CUDA graphs"))
         self._tokenizer = tokenizer.backend_tokenizer
-        self._limits = Limits(self._checkpoint.eos_ids(model, tokenizer), max_model_len, special_ids(self._tokenizer))
+        self._limits = Limits(eos_ids, max_model_len, special_ids(self._tokenizer))
         self._prompts = PromptReader(
             tokenizer,
             self._model.vocabulary,

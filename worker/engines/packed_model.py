@@ -1,9 +1,7 @@
 """A causal language model that computes the tokens of many rows, prompt chunks and single tokens, in one forward."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shared.errors import StartupError
 from shared.logging import get_logger
 from worker.engines.cpu_linear import bring_into_order
 from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
@@ -19,6 +16,7 @@ from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment
 from worker.engines.placement import devices_of, is_quantized
 from worker.engines.stacked import stack
 from worker.engines.staging import Shape, Staging, Work, shape_for_kernels
+from worker.engines.step_cost import Cost, cost_of, prompts
 from worker.engines.step_graphs import StepGraphs
 
 log = get_logger(__name__)
@@ -29,17 +27,18 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of a step."""
+class NotPackableError(Exception):
+    """Packed rows would be computed wrongly. `is_intact`: whether the model is as it was before it was tried."""
 
-    seconds: float
-    bytes: Mapping[torch.device, int]
+    def __init__(self, why: str, is_intact: bool) -> None:
+        super().__init__(why)
+        self.is_intact = is_intact
 
 
 class PackedModel:
     def __init__(self, model: PreTrainedModel, max_model_len: int, *, compiled: bool) -> None:
-        """Checks the model against its own plain forward; raises StartupError where this engine would get it wrong.
+        """Checks the model against its own plain forward; raises NotPackableError where packed rows would
+        get it wrong.
 
         compiled: on one GPU its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the
         rows.
@@ -56,11 +55,17 @@ class PackedModel:
         self._staging = Staging(self.device)
         self._is_quantized = is_quantized(model)
         self._is_spread = len(devices_of(model)) > 1
+        self._is_rebuilt = False
+        implementation = model.config._attn_implementation
         try:
             with torch.inference_mode():
                 self._prepare()
         except Exception as problem:  # foreign code, run in a way that it may not know
-            raise self._unsupported(str(problem)) from problem
+            if self._held is not None:
+                self._held.drop()
+            model.set_attn_implementation(implementation)
+            why = str(problem).strip().partition("\n")[0] or type(problem).__name__
+            raise NotPackableError(why, is_intact=not self._is_rebuilt) from problem
 
     @property
     def bytes_per_token(self) -> Mapping[torch.device, int]:
@@ -89,28 +94,21 @@ class PackedModel:
     def measure(self, tokens: int, rows: int, use: Callable[[Tensor], object] | None = None) -> Cost:
         """A step of prompts with so many tokens on a GPU, with a cache of its own, the logits of so many rows and what
         is done with them."""
-        counts = [min(self.max_model_len, tokens - at) for at in range(0, tokens, self.max_model_len)]
-        work = [(Row(), [1] * count) for count in counts]
+        work = prompts(tokens, self.max_model_len)
+        counts = [len(ids) for _, ids in work]
         cache = self.hold(sum(-(-count // block_of(self.device)) * block_of(self.device) for count in counts))
         for row, ids in work:
             cache.reserve(row, len(ids))
         wanted = [
             max(0, min(rows - at, count)) for at, count in zip(accumulate(counts, initial=0), counts, strict=False)
         ]
-        torch.cuda.empty_cache()
-        torch.cuda.synchronize(self.device)
-        gpus, began = list(self.bytes_per_token), time.perf_counter()
-        before = [torch.cuda.memory_allocated(gpu) for gpu in gpus]
-        for gpu in gpus:
-            torch.cuda.reset_peak_memory_stats(gpu)
-        with torch.inference_mode():
+
+        def step() -> None:
             logits = self.forward(work, wanted)
             if use is not None:
                 use(logits)
-        torch.cuda.synchronize(self.device)
-        most = [torch.cuda.max_memory_allocated(gpu) for gpu in gpus]
-        needed = {gpu: peak - held for gpu, peak, held in zip(gpus, most, before, strict=True)}
-        cost = Cost(time.perf_counter() - began, needed)
+
+        cost = cost_of(step, self.bytes_per_token)
         cache.drop()
         self._held = None
         torch.cuda.empty_cache()
@@ -182,35 +180,34 @@ class PackedModel:
     # -- start ----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        ids = [1 + 7 * place % (self.vocabulary - 1) for place in range(CHECK_TOKENS)]
+        ids = check_ids(self.vocabulary)
         expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
         self._model.set_attn_implementation(NAME)
         if self._model.config.get_text_config()._attn_implementation != NAME:
             raise UnsupportedAttentionError("it has an attention of its own")
         self._layers = self._find_layers(ids)
-        if (
-            self.device.type == "cuda" and not self._is_spread
-        ):  # over several, accelerate's hooks are on the layers that a stack would replace
-            stack(self._model)
+        self.hold(4 * CHECK_TOKENS)
+        self._has_kernels = self._kernels_fit()
+        self._check(ids, expected)
+        self._is_rebuilt = True
+        self._rebuild()
+        self._check(ids, expected)
+
+    def _rebuild(self) -> None:
+        """Its layers, in place, to be faster."""
+        if self.device.type == "cuda" and not self._is_spread:
+            stack(self._model)  # over several, accelerate's hooks are on the layers that a stack would replace
             torch.cuda.empty_cache()
         if self.device.type == "cpu":
             bring_into_order(self._model)
-        self.hold(4 * CHECK_TOKENS)
-        self._has_kernels = self._kernels_fit()
-        error = self._difference(ids, expected)
-        can_be_compiled = self._may_be_compiled and not (self._is_spread or self._is_quantized)
-        if can_be_compiled and error < self._tolerance:
+        if self._may_be_compiled and not (self._is_spread or self._is_quantized):
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
-            error = self._difference(ids, expected)
-        if not error < self._tolerance:
-            raise UnsupportedAttentionError(f"packed and plain logits differ by {error:.2g}")
 
-    @property
-    def _tolerance(self) -> float:
-        if self._is_quantized:  # activations are rounded to 8 bits, or to bfloat16
-            return HALF_TOLERANCE
-        return TOLERANCE.get(self._model.dtype, HALF_TOLERANCE)
+    def _check(self, ids: list[int], expected: Tensor) -> None:
+        error = self._difference(ids, expected)
+        if not error < tolerance_of(self._model):
+            raise UnsupportedAttentionError(f"packed and plain logits differ by {error:.2g}")
 
     def _find_layers(self, ids: list[int]) -> dict[int, Layer]:
         """Of a forward in which no layer has a cache yet."""
@@ -229,10 +226,6 @@ class PackedModel:
     def _decoder_layer_of(self, attention: torch.nn.Module) -> torch.nn.Module:
         (parent,) = [module for module in self._model.modules() if attention in list(module.children())]
         return parent
-
-    def _unsupported(self, why: str) -> StartupError:
-        first_line = why.strip().partition("\n")[0]
-        return StartupError(f"the transformers engine does not support {type(self._model).__name__}: {first_line}")
 
     def _difference(self, ids: list[int], expected: Tensor) -> float:
         """Relative error of a prompt's logits, computed in two chunks beside another row."""
@@ -260,6 +253,17 @@ class PackedModel:
             slides = kinds[layer] == "sliding_attention" if kinds else window is not None
             if got != (window if slides else None):
                 raise UnsupportedAttentionError("its sliding window does not reach its attention")
+
+
+def check_ids(vocabulary: int) -> list[int]:
+    """A prompt that a model is checked with."""
+    return [1 + 7 * place % (vocabulary - 1) for place in range(CHECK_TOKENS)]
+
+
+def tolerance_of(model: PreTrainedModel) -> float:
+    if is_quantized(model):  # activations are rounded to 8 bits, or to bfloat16
+        return HALF_TOLERANCE
+    return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
 
 
 def _places(work: Sequence[Work], wanted: Sequence[int]) -> list[int]:
