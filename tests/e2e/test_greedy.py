@@ -38,7 +38,7 @@ REFERENCE = """
     from worker.engines.checkpoint import Checkpoint
     from worker.engines.options import EngineOptions
     path, (chats, prompts) = sys.argv[1], map(orjson.loads, sys.argv[2:])
-    checkpoint = Checkpoint(EngineOptions(model_path=path, device="cpu"))
+    checkpoint = Checkpoint(EngineOptions(model_path=path, device="cpu", dtype="float32"))
     tokenizer, model = checkpoint.tokenizer(), checkpoint.causal_model()
     eos = checkpoint.eos_ids(model, tokenizer)
     def answer(prompt, tokens, special):

@@ -38,7 +38,7 @@ class Reply:
         return cls(
             [streamed.text(index) for index in range(choices)],
             [[row["finish_reason"] for row in rows if row["finish_reason"]] for rows in by_choice],
-            streamed.chunks[-1]["usage"],
+            _counts(streamed.chunks[-1]["usage"]),
             [streamed.reasoning(index) for index in range(choices)] if is_chat else [],
             [streamed.calls(index) for index in range(choices)] if is_chat else [],
             [[one for row in rows for one in _scored(row)] for rows in by_choice],
@@ -49,7 +49,7 @@ class Reply:
         return cls(
             [choice["message"]["content"] for choice in body["choices"]],
             [[choice["finish_reason"]] for choice in body["choices"]],
-            body["usage"],
+            _counts(body["usage"]),
             logprobs=[_scored(choice) for choice in body["choices"]],
         )
 
@@ -64,6 +64,11 @@ class Reply:
             token == other_token and abs((value or 0.0) - (other_value or 0.0)) < 1e-3
             for (token, value), (other_token, other_value) in pairs
         )
+
+
+def _counts(usage: dict[str, Any]) -> dict[str, Any]:
+    """Of a usage, what does not depend on what its workers had computed before."""
+    return {name: count for name, count in usage.items() if name != "prompt_tokens_details"}
 
 
 def _scored(choice: dict[str, Any]) -> list[Scored]:

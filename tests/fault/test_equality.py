@@ -23,19 +23,8 @@ from tests.processes import Process, Stack
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 
 FLAGS = (
-    *(
-        "--model-path",
-        chat_weights(),
-        "--model-names",
-        CHAT,
-        "--max-model-len",
-        "512",
-        "--threads",
-        "1",
-        "--dtype",
-        "float32",
-    ),
-    *("--reasoning-parser", "think"),
+    *("--model-path", chat_weights(), "--model-names", CHAT, "--max-model-len", "512"),
+    *("--threads", "1", "--dtype", "float32", "--reasoning-parser", "think"),
 )
 DISTURB_BETWEEN = (180, 420)  # chunks, of the 600 or so that all streams make
 
