@@ -16,10 +16,11 @@ CPU_MEMORY_UTILIZATION = 0.5  # of what is free
 # Of a GPU's steps, in s: how long streams may wait for prompts, of which attention makes more where rows are long; and
 # until somebody who comes or leaves is seen to.
 PAUSE_S, LOOK_S = 0.05, 0.25
-GPU_TOKENS = 8192  # are enough to keep any GPU busy
+GPU_TOKENS = (8192, 2048, 512)  # of which the first keep any GPU busy; the others, where it has less memory
 GRAIN = 256
 # What takes most memory to draw from.
 HARD = Draw(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=8, min_p=0.01), 0, 0)
+NO_ROOM = "the GPU has no memory for a step beside the weights; try --load-8bit or --num-gpus 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,18 @@ ON_CPU = StepBudget(alone=256, beside=64)
 
 
 def step_budget(model: PackedModel | PlainModel) -> StepBudget:
+    """Raises StartupError where a GPU has no memory for a step."""
     if model.device.type != "cuda":
         return ON_CPU
-    model.measure(GPU_TOKENS, 1)  # what is compiled or chosen is so in the first
-    speed = GPU_TOKENS / model.measure(GPU_TOKENS, 1).seconds
-    alone, beside = (max(GRAIN, int(speed * seconds) // GRAIN * GRAIN) for seconds in (LOOK_S, PAUSE_S))
-    return StepBudget(min(alone, GPU_TOKENS), min(beside, GPU_TOKENS))
+    for most in GPU_TOKENS:
+        try:
+            model.measure(most, 1)  # what is compiled or chosen is so in the first
+            speed = most / model.measure(most, 1).seconds
+        except torch.OutOfMemoryError:
+            continue
+        alone, beside = (max(GRAIN, int(speed * seconds) // GRAIN * GRAIN) for seconds in (LOOK_S, PAUSE_S))
+        return StepBudget(min(alone, most), min(beside, most))
+    raise StartupError(NO_ROOM)
 
 
 def cache_tokens(model: PackedModel | PlainModel, budget: StepBudget, slots: int, utilization: float) -> int:
@@ -73,8 +80,8 @@ def _fit_on_gpus(model: PackedModel | PlainModel, budget: StepBudget, slots: int
         costs = [model.measure(budget.alone, slots, draw)]
         if model.has_graphs:
             costs.append(model.measure(budget.beside, slots))
-    except torch.OutOfMemoryError as error:
-        raise StartupError(f"the GPU has no memory for a step beside the weights: {error}") from error
+    except torch.OutOfMemoryError:
+        raise StartupError(NO_ROOM) from None
     tokens = []
     for gpu, bytes_per_token in model.bytes_per_token.items():
         free, total = torch.cuda.mem_get_info(gpu)

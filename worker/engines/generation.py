@@ -7,6 +7,7 @@ next tokens, `finish` lets a sequence go.
 from collections import deque
 from functools import cached_property, partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from llguidance import LLTokenizer
@@ -74,21 +75,7 @@ class GenerationStepper:
     def load(self) -> EngineInfo:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
-        model = self._checkpoint.causal_model()
-        fingerprint = self._checkpoint.fingerprint(model, tokenizer)  # of the weights as they are stored
-        eos_ids = self._checkpoint.eos_ids(model, tokenizer)
-        why, is_intact = None, True
-        try:
-            compiled = self._on_gpu and not self._options.enforce_eager
-            self._model: PackedModel | PlainModel = PackedModel(model, max_model_len, compiled=compiled)
-        except NotPackableError as problem:  # which holds on to the model until it is forgotten
-            why, is_intact = str(problem), problem.is_intact
-        if why is not None:
-            if not is_intact:
-                del model  # there may be no room for both
-                model = self._checkpoint.causal_model()
-            self._model = plain = PlainModel(model, max_model_len)
-            log.warning("%s is computed %s, slower: %s", type(model).__name__, plain.way.value, why)
+        self._model, fingerprint, eos_ids = self._load_model(tokenizer, max_model_len)
         self.budget = step_budget(self._model)
         tokens = cache_tokens(self._model, self.budget, self._slots, self._options.gpu_memory_utilization)
         self._cache = self._model.hold(tokens)
@@ -109,6 +96,23 @@ class GenerationStepper:
             slots=self._slots,
             resumable=True,
         )
+
+    def _load_model(self, tokenizer: Any, max_model_len: int) -> tuple[PackedModel | PlainModel, str, frozenset[int]]:
+        """The model, its fingerprint and what ends its sequences."""
+        model = self._checkpoint.causal_model()
+        # Of the weights as they are stored: they may be stacked, or ordered otherwise, on this machine.
+        found = self._checkpoint.fingerprint(model, tokenizer), self._checkpoint.eos_ids(model, tokenizer)
+        try:
+            compiled = self._on_gpu and not self._options.enforce_eager
+            return PackedModel(model, max_model_len, compiled=compiled), *found
+        except NotPackableError as problem:  # which holds on to the model until it is forgotten
+            name, why, is_intact = type(model).__name__, str(problem), problem.is_intact
+        if not is_intact:
+            del model  # there may be no room for both
+            model = self._checkpoint.causal_model()
+        plain = PlainModel(model, max_model_len)
+        log.warning("%s is computed %s, slower: %s", name, plain.way.value, why)
+        return plain, *found
 
     # Made when they are first needed, which is while a request is prepared.
 
