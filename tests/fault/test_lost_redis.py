@@ -21,11 +21,16 @@ LONGER_THAN_A_LEASE_S = 3.5
 MAY_GROW = 3 * 2**20  # bytes; a token is 400 in a frame, and thousands are made
 
 
+def entries(server: RedisServer) -> set[bytes]:
+    with redis.Redis.from_url(server.url) as client:
+        return {id for id, _ in client.xrange(NORMAL)}
+
+
 def waiting(server: RedisServer) -> set[bytes]:
     """Entries that were delivered to nobody."""
     with redis.Redis.from_url(server.url) as client:
         rows = client.xpending_range(NORMAL, GROUP, "-", "+", 100)
-        return {id for id, _ in client.xrange(NORMAL)} - {row["message_id"] for row in rows}
+    return entries(server) - {row["message_id"] for row in rows}
 
 
 async def two_run_and_four_wait(stack: Stack, server: RedisServer, tasks: asyncio.TaskGroup) -> Progress:
@@ -53,7 +58,7 @@ async def test_with_an_append_only_file_queued_jobs_survive_and_streams_go_on(
         queued = waiting(server)
         await progress.reached(random.Random(seed).randrange(20, 100))
         await restart(server, away=LONGER_THAN_A_LEASE_S)
-        assert waiting(server) == queued
+        assert queued <= entries(server)  # by now the first may have been claimed, and takes 0.6 s
     assert await redelivered(stack, reason="entry_lost") <= 2  # those that ran
     await wait_until(lambda: used(stack, 0), description="no slot is held")
     await check(stack, 9, 5)

@@ -24,7 +24,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         await stack.worker("--model-names", ECHO)
         await stack.worker("--model-names", SCRIPTED, module="tests.e2e.scripted_worker")
         await stack.worker("--model-path", embedding_weights(), "--model-names", EMBEDDINGS)
-        names = ("--model-names", f"{CHAT},smol", "--max-model-len", str(MAX_MODEL_LEN))
+        names = ("--model-names", f"{CHAT},smol", "--max-model-len", str(MAX_MODEL_LEN), "--dtype", "float32")
         await stack.worker("--model-path", chat_weights(), *names, "--threads", "1")  # the clients need the other core
         await stack.models(CHAT, "smol", EMBEDDINGS, ECHO, SCRIPTED, key=KEY)
 
