@@ -3,6 +3,7 @@ that order in every step."""
 
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ def bring_into_order(model: nn.Module) -> None:
                 setattr(module, name, _Linear(child))
 
 
+@cache
 def bfloat16_is_faster(outputs: int, inputs: int) -> bool:
     """Than float32, in products with weights [outputs, inputs] and few tokens."""
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
