@@ -24,7 +24,7 @@ from worker.engines.sequence import Sequence
 
 def run(stepper: GenerationStepper, streams: int, prompt: int, output: int, temperature: float) -> tuple[float, float]:
     """Tokens per second, and the longest gap between two steps in s."""
-    chance = random.Random(f"{streams} {output}")  # no two runs share a prefix
+    chance = random.Random(f"{streams} {prompt} {output}")  # no two runs share a prefix
     for number in range(streams):
         ids = chance.choices(range(2, 256), k=prompt)
         params = SamplingParams(seed=number, temperature=temperature, max_tokens=output, ignore_eos=True)

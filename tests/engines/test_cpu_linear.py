@@ -8,7 +8,7 @@ import torch
 
 from tests.engines.driving import Reference, SaveModel, Stepping
 from worker.engines import cpu_linear
-from worker.engines.cpu_linear import bfloat16_is_faster, bring_into_order
+from worker.engines.cpu_linear import bfloat16_is_faster, bring_into_order, has_bfloat16
 
 PROMPTS = [[5, 9, 200], list(range(10, 80)), list(range(100, 130)), [7]]
 
@@ -45,7 +45,7 @@ def test_in_bfloat16_every_token_is_among_the_best(
 def test_what_is_measured_decides(
     monkeypatch: pytest.MonkeyPatch, bfloat16: float, float32: float, is_faster: bool
 ) -> None:
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_bfloat16():
         pytest.skip("this CPU has no bfloat16")
     monkeypatch.setattr(
         cpu_linear, "_seconds", lambda _, given, __: bfloat16 if given.dtype is torch.bfloat16 else float32

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -185,3 +186,42 @@ def test_a_developer_is_the_system_to_a_template_that_knows_none(engine: Steppin
         for role in ("system", "developer")
     ]
     assert answers[0].token_ids == answers[1].token_ids
+
+
+@pytest.mark.parametrize("length", [1, 33])
+def test_a_scored_prompt_whose_last_part_is_one_token_is_scored(
+    engine: Stepping, reference: Reference, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr("worker.engines.generation.SCORED", 32)
+    neighbour = engine.submit("the quick", max_tokens=60)
+    prompt = random_prompt(length, 3)
+    scored = engine.submit(prompt, max_tokens=0, echo=True, logprobs=1)
+    longer = engine.submit(prompt, max_tokens=40, echo=True, logprobs=1)
+    engine.finish()
+    assert engine.answers[scored].token_ids == []
+    assert [len(engine.answers[one].prompt_logprobs) for one in (scored, longer)] == [length, length]
+    assert engine.answers[longer].token_ids == reference.greedy(prompt, 40)
+    assert engine.answers[neighbour].token_ids == reference.greedy("the quick", 60)
+
+
+def test_a_prompt_that_fills_the_context_of_a_single_slot_is_answered(
+    llama: Path, load: Callable[..., Stepping]
+) -> None:
+    engine = load(llama, slots=1, max_model_len=128)
+    answer = engine.answer(random_prompt(128, 4), max_tokens=0, echo=True, logprobs=1)
+    assert (answer.finish_reason, len(answer.prompt_logprobs)) == ("length", 128)
+
+
+def test_what_a_step_had_made_before_it_failed_is_handed_over(
+    engine: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = engine.submit("the quick", max_tokens=0)
+    other = engine.submit("the", max_tokens=5)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.generation._model, "forward", None)
+        with pytest.raises(TypeError):
+            engine.step()
+    assert engine.stepper.abort_all() == [other]
+    assert engine.stepper.has_work()
+    engine.step()
+    assert engine.answers[ended].finish_reason == "length"

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InvalidRequest, StartupError
 from tests.engines.driving import SaveModel, Stepping
+from worker.engines import budget
 
 Load = Callable[..., Stepping]
 
@@ -115,3 +116,13 @@ def test_without_a_chat_template_chat_is_refused(copied: Path, load: Load, token
     (copied / "chat_template.jinja").unlink()
     with pytest.raises(InvalidRequest, match="no chat template"):
         load(copied).submit({"messages": [{"role": "user", "content": "x"}]})
+
+
+def test_a_container_s_memory_is_what_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "CGROUP", tmp_path)
+    whole = budget._free_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert budget._free_memory() > whole / 2
+    (tmp_path / "memory.max").write_text("50000\n")
+    assert budget._free_memory() == 49000

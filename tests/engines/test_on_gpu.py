@@ -74,7 +74,7 @@ def test_in_half_precision_every_token_is_among_the_best(
     assert max(choices) < 0.2
     assert all(answer.finish_reason for answer in answers)
     cached = [answer.usage.cached_tokens for answer in answers if answer.usage is not None]
-    assert cached[-3:] == [70, 70, 69]
+    assert cached[-3:] == [64, 64, 64]
 
 
 def test_sampled_penalized_and_constrained_rows_run_beside_greedy_ones(llama: Path, load: Load) -> None:

@@ -1,6 +1,7 @@
 """How much a step computes and the cache holds: as much as the machine has time and memory for, which is measured."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -11,6 +12,7 @@ from shared.messages import SamplingParams
 from worker.engines.packed_model import PackedModel
 from worker.engines.plain_model import PlainModel
 from worker.engines.sampling import Draw, sample
+from worker.engines.step_cost import NO_ROOM
 
 CPU_MEMORY_UTILIZATION = 0.5  # of what is free
 # Of a GPU's steps, in s: how long streams may wait for prompts, of which attention makes more where rows are long; and
@@ -20,7 +22,7 @@ GPU_TOKENS = (8192, 2048, 512)  # of which the first keep any GPU busy; the othe
 GRAIN = 256
 # What takes most memory to draw from.
 HARD = Draw(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=8, min_p=0.01), 0, 0)
-NO_ROOM = "the GPU has no memory for a step beside the weights; try --load-8bit or --num-gpus 2"
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,23 @@ def cache_tokens(model: PackedModel | PlainModel, budget: StepBudget, slots: int
     if model.device.type == "cuda":
         tokens = _fit_on_gpus(model, budget, slots, utilization)
     else:
-        left = int(psutil.virtual_memory().available * CPU_MEMORY_UTILIZATION)
-        tokens = left // sum(model.bytes_per_token.values())
-    if tokens < model.max_model_len:
+        tokens = int(_free_memory() * CPU_MEMORY_UTILIZATION) // sum(model.bytes_per_token.values())
+    if tokens <= model.max_model_len:  # a row has room for one more than it has
         raise StartupError(
             f"the memory that is left holds keys and values of {max(tokens, 0)} tokens, and one sequence may have "
             f"{model.max_model_len}; try --max-model-len"
         )
-    return min(tokens, slots * model.max_model_len)
+    return min(tokens, slots * (model.max_model_len + 1))
+
+
+def _free_memory() -> int:
+    """Bytes; within a container, of what it may have."""
+    free = psutil.virtual_memory().available
+    try:
+        most, used = ((CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, int(most) - int(used))
+    except (OSError, ValueError):  # no cgroup of the second version, or one without a limit: "max"
+        return free
 
 
 def _fit_on_gpus(model: PackedModel | PlainModel, budget: StepBudget, slots: int, utilization: float) -> int:

@@ -41,10 +41,15 @@ def bring_into_order(model: nn.Module) -> None:
                 setattr(module, name, _Linear(child))
 
 
+def has_bfloat16() -> bool:
+    """This CPU, and this torch."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @cache
 def bfloat16_is_faster(outputs: int, inputs: int) -> bool:
     """Than float32, in products with weights [outputs, inputs] and few tokens."""
-    if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not has_bfloat16():
         return False
     weights = [torch.rand(outputs, inputs) for _ in range(max(1, MEASURED_BYTES // (4 * outputs * inputs)))]
     ordered = [_in_order(weight.bfloat16()) for weight in weights]

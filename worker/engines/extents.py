@@ -25,11 +25,8 @@ class Space:
     def __init__(self, tokens: int, block: int) -> None:
         self.block = block
         self.tokens = tokens // block * block
+        self.free = self.tokens
         self._taken: list[Extent] = []  # by their starts
-
-    @property
-    def free(self) -> int:
-        return self.tokens - sum(extent.size for extent in self._taken)
 
     def rounded(self, tokens: int) -> int:
         return -(-tokens // self.block) * self.block
@@ -41,11 +38,13 @@ class Space:
         if not fitting:
             return None
         extent = Extent(min(fitting)[1], size)
+        self.free -= size
         bisect.insort(self._taken, extent, key=lambda one: one.start)
         return extent
 
     def release(self, extent: Extent) -> None:
         del self._taken[self._place(extent)]
+        self.free += extent.size
 
     def grow(self, extent: Extent, tokens: int) -> bool:
         """In place, to at least so many tokens."""
@@ -53,7 +52,9 @@ class Space:
         limit = self._taken[following].start if following < len(self._taken) else self.tokens
         if extent.start + size > limit:
             return False
-        extent.size = max(extent.size, size)
+        if size > extent.size:
+            self.free -= size - extent.size
+            extent.size = size
         return True
 
     def close_gaps(self, behind: Extent | None = None) -> list[tuple[Extent, int]]:

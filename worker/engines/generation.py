@@ -71,6 +71,7 @@ class GenerationStepper:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._flight: Flight | None = None
+        self._outputs: list[Output] = []  # made, and not handed over: a step that fails loses none
 
     def load(self) -> EngineInfo:
         tokenizer = self._checkpoint.tokenizer()
@@ -162,13 +163,13 @@ class GenerationStepper:
         return [sequence.id for sequence in sequences]
 
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.waiting or self._outputs)
 
     def schedule(self) -> list[tuple[Sequence, list[int]]]:
         """What to compute next: a token for each sequence that is being answered, then parts of prompts."""
         self._admit()
         decodes = [one for one in self.running if one.uncomputed == 1 and not one.scores_prompt and not one.is_full]
-        batch = [(sequence, sequence.next_tokens(1)) for sequence in decodes if self._has_room(sequence, 1)]
+        batch = [(sequence, sequence.next_tokens(1)) for sequence in decodes if self._has_room(sequence)]
         beside, scored = self.budget.beside, SCORED
         budget = max(beside - len(batch), beside // 2) if batch else self.budget.alone
         for sequence in self.running:
@@ -191,9 +192,9 @@ class GenerationStepper:
             sequence.begin()
             self.running.append(self.waiting.popleft())
 
-    def _has_room(self, sequence: Sequence, tokens: int) -> bool:
-        """For more tokens of it. Those that came last make room, and are computed again later."""
-        while sequence.row.extent is not None and not self._cache.reserve(sequence.row, sequence.row.length + tokens):
+    def _has_room(self, sequence: Sequence) -> bool:
+        """For a token more of it. Those that came last make room, and are computed again later."""
+        while sequence.row.extent is not None and not self._cache.reserve(sequence.row, sequence.row.length + 1):
             last = next((one for one in reversed(self.running) if not one.scores_prompt), sequence)
             self.running.remove(last)
             self._cache.release(last.row)
@@ -204,21 +205,21 @@ class GenerationStepper:
     def step(self) -> list[Output]:
         """A step is launched before the tokens of the one before are known, where nothing depends on them: a GPU
         computes while their text is read."""
-        outputs = self._let_go_of_ended()
+        self._let_go_of_ended()
         if self._flight is not None and not all(sequence.runs_ahead for sequence in self.running):
-            outputs += self._land()
-        launched, scored = self._launch()
-        outputs += scored + self._land()
+            self._land()
+        launched = self._launch()
+        self._land()
         self._flight = launched
         if not self._on_gpu:
-            outputs += self._land()
+            self._land()
+        outputs, self._outputs = self._outputs, []
         return outputs
 
-    def _launch(self) -> tuple[Flight | None, list[Output]]:
+    def _launch(self) -> Flight | None:
         batch = self.schedule()
         if not batch:
-            return None, []
-        outputs: list[Output] = []
+            return None
         ready = [len(tokens) == sequence.uncomputed for sequence, tokens in batch]
         wanted = [
             len(tokens) if sequence.scores_prompt else int(is_ready)
@@ -227,17 +228,17 @@ class GenerationStepper:
         drawn = None if self._flight is None else self._flight.drawn
         logits = self._model.forward([(sequence.row, tokens) for sequence, tokens in batch], wanted, drawn)
         sequences = [sequence for is_ready, (sequence, _) in zip(ready, batch, strict=True) if is_ready]
-        if sum(wanted) > len(sequences):
-            outputs = self._score_prompts(logits.float(), [sequence for sequence, _ in batch], wanted)
+        if any(sequence.scores_prompt for sequence, _ in batch):
+            self._score_prompts(logits.float(), [sequence for sequence, _ in batch], wanted)
             last = [end - 1 for is_ready, end in zip(ready, accumulate(wanted), strict=True) if is_ready]
             places = [place for place, sequence in enumerate(sequences) if not sequence.is_over]
             kept = sent([last[place] for place in places], torch.int64, logits.device)
             sequences, logits = [sequences[place] for place in places], logits[kept]
-        return (self._draw(sequences, logits) if sequences else None), outputs
+        return self._draw(sequences, logits) if sequences else None
 
-    def _score_prompts(self, logits: Tensor, sequences: list[Sequence], wanted: list[int]) -> list[Output]:
-        """The ends of those of which nothing more was asked."""
-        outputs, end = [], 0
+    def _score_prompts(self, logits: Tensor, sequences: list[Sequence], wanted: list[int]) -> None:
+        """Ends those of which nothing more was asked."""
+        end = 0
         for sequence, rows in zip(sequences, wanted, strict=True):
             end += rows
             if sequence.scores_prompt:
@@ -249,13 +250,12 @@ class GenerationStepper:
                 sequence.score_prompt(scores.tokens(ids, self._pieces))
                 if not scores.are_numbers:
                     self._cache.release(sequence.row)
-                    outputs.append(Output(id=sequence.id, error=EngineFailed(NOT_A_NUMBER)))
+                    self._outputs.append(Output(id=sequence.id, error=EngineFailed(NOT_A_NUMBER)))
                 elif sequence.finish_reason is not None:
-                    outputs.append(sequence.output([], []))
+                    self._outputs.append(sequence.output([], []))
                 else:
                     continue
                 self.finish(sequence)
-        return outputs
 
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> Flight:
         """The next token of each, from logits [sequences, vocabulary]."""
@@ -276,11 +276,11 @@ class GenerationStepper:
             sequence.drawn(drawn[place : place + 1])
         return flight
 
-    def _land(self) -> list[Output]:
-        """What the step that was launched last has made."""
+    def _land(self) -> None:
+        """Takes what the step that was launched last has made."""
         flight, self._flight = self._flight, None
         if flight is None:
-            return []
+            return
         drawn = flight.token_ids()
         for sequence in flight.sequences:
             if sequence.flight is flight:
@@ -291,18 +291,18 @@ class GenerationStepper:
             ends = [flight.sequences[row].ends_with(token_id) for row, token_id in zip(flight.scored, ids, strict=True)]
             tokens = flight.scores.tokens(ids, self._pieces, ends)
             logprobs = {row: [token] for row, token in zip(flight.scored, tokens, strict=True)}
-        return [
+        self._outputs += [
             self._advance(sequence, token_id, logprobs.get(row, []))
             for row, (sequence, token_id) in enumerate(zip(flight.sequences, drawn, strict=True))
             if not sequence.is_over
         ]
 
-    def _let_go_of_ended(self) -> list[Output]:
+    def _let_go_of_ended(self) -> None:
         """Sequences that were at their end when they came: what another worker made of them was all."""
         ended = [sequence for sequence in self.waiting if sequence.finish_reason is not None]
         for sequence in ended:
             self.finish(sequence)
-        return [sequence.output([], []) for sequence in ended]
+            self._outputs.append(sequence.output([], []))
 
     def _advance(self, sequence: Sequence, token_id: int, logprobs: list[TokenLogprob]) -> Output:
         try:

@@ -73,40 +73,47 @@ class KeyValueCache:
 
     def begin(self, row: Row, *, share: bool) -> bool:
         """Room for a row's ids and a token more, with what others hold of them; of the last id nothing is held. False:
-        there is no room, or what it shares with another row is being computed."""
-        holder, common = self._holder(row) if share else (None, 0)
-        if holder is None:
-            return self._begun(row, self.reserve(row, len(row.ids) + 1))
-        if holder.length < common:
+        there is no room, or what it shares with another row is being computed. share: or it takes nothing, and gives
+        nothing before it has ended."""
+        if not share:
+            return self.reserve(row, len(row.ids) + 1)
+        holder, common = self._holder(row)
+        if holder is not None and holder.length < common:
             return False
-        is_idle = self._idle.pop(holder, False)  # so that it is not what makes room
-        if not (is_idle and common == holder.length) and self.reserve(row, len(row.ids) + 1):
-            self._copy(holder.start, row.start, common)
-            if is_idle:
-                self._idle[holder] = True
-        elif is_idle:
-            row.extent, holder.extent = holder.extent, None
-            self._prefixes.remove(holder)
-        else:
-            return False
-        row.length = common
-        return self._begun(row, self.reserve(row, len(row.ids) + 1))
-
-    def _begun(self, row: Row, has_room: bool) -> bool:
+        is_idle = holder is not None and self._idle.pop(holder, False)  # so that it is not what makes room
+        if holder is not None and is_idle and common == holder.length:
+            self._take_over(row, holder, common)
+        has_room = self.reserve(row, len(row.ids) + 1)
+        if holder is not None and holder.extent is not None:
+            if has_room:
+                self._copy(holder.start, row.start, common)
+                row.length = common
+                if is_idle:
+                    self._idle[holder] = True
+            elif is_idle:
+                self._take_over(row, holder, common)
+                has_room = self.reserve(row, len(row.ids) + 1)
         if has_room:
             self._prefixes.add(row)
         else:
             self.release(row)
         return has_room
 
+    def _take_over(self, row: Row, holder: Row, tokens: int) -> None:
+        row.extent, row.length, holder.extent = holder.extent, tokens, None
+        self._prefixes.remove(holder)
+
     def _holder(self, row: Row) -> tuple[Row | None, int]:
-        """Who has most of a row's tokens, and how many; more than it holds where they are being computed."""
+        """Who has most of a row's tokens, and how many; more than it holds where they are being computed. In whole
+        blocks, or all of them: by single ones, guesses at what others asked would be told that they are right."""
         alike = self._prefixes.alike(row)
         if not alike:
             return None, 0
         holder = max(alike, key=lambda one: one.length)
         common = holder.common(row, len(row.ids) - 1)
-        return (holder, min(common, max(holder.length, common // BLOCK * BLOCK))) if common >= BLOCK else (None, 0)
+        if common < holder.length or holder not in self._idle:
+            common = common // BLOCK * BLOCK
+        return (holder, common) if common else (None, 0)
 
     def reserve(self, row: Row, tokens: int) -> bool:
         """Room for so many tokens of the row in all, wherever that is. False: there is none."""
@@ -129,7 +136,8 @@ class KeyValueCache:
     def drop(self) -> None:
         """Gives its memory back; there must be another before the model is called again."""
         for layer in self._layers:
-            del layer.module.keys, layer.module.values
+            for name in ("keys", "values"):  # not all, where there was no room for them
+                layer.module._buffers.pop(name, None)
         self._tensors.clear()
 
     def release(self, row: Row) -> None:
@@ -152,14 +160,15 @@ class KeyValueCache:
         self._idle[row] = True
 
     def _allocated(self, tokens: int) -> Extent | None:
-        size = self.space.rounded(tokens)
-        while (extent := self.space.allocate(tokens)) is None:
-            if self._idle and self.space.free < WORTH_MOVING * size:
-                self.release(next(iter(self._idle)))
-            elif self.space.free >= size:
-                self._close_gaps()
-            else:
-                return None
+        extent, size = self.space.allocate(tokens), self.space.rounded(tokens)
+        if extent is not None:
+            return extent
+        while self._idle and self.space.free < WORTH_MOVING * size:
+            self.release(next(iter(self._idle)))
+        extent = self.space.allocate(tokens)
+        if extent is None and self.space.free >= size:
+            self._close_gaps()
+            extent = self.space.allocate(tokens)
         return extent
 
     def _close_gaps(self, behind: Extent | None = None) -> None:

@@ -50,7 +50,7 @@ class Scores:
         own = values.gather(1, ids.unsqueeze(1)).squeeze(1)
         self._tops = tops
         self._values, self._best_ids, self._best_values, self._broken = (
-            part.to("cpu", non_blocking=True) for part in (own, best.indices, best.values, values.isnan().any())
+            part.to("cpu", non_blocking=own.is_cuda) for part in (own, best.indices, best.values, values.isnan().any())
         )
 
     @property

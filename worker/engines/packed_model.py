@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from shared.errors import StartupError
 from shared.logging import get_logger
-from worker.engines.cpu_linear import bring_into_order
+from worker.engines.cpu_linear import bring_into_order, has_bfloat16
 from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
 from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment, UnsupportedAttentionError
 from worker.engines.placement import devices_of, is_quantized
 from worker.engines.stacked import stack
 from worker.engines.staging import Shape, Staging, Work, shape_for_kernels
-from worker.engines.step_cost import Cost, cost_of, prompts
+from worker.engines.step_cost import NO_ROOM, Cost, cost_of, prompts
 from worker.engines.step_graphs import StepGraphs
 
 log = get_logger(__name__)
@@ -60,6 +61,8 @@ class PackedModel:
         try:
             with torch.inference_mode():
                 self._prepare()
+        except torch.OutOfMemoryError:
+            raise StartupError(NO_ROOM) from None
         except Exception as problem:  # foreign code, run in a way that it may not know
             if self._held is not None:
                 self._held.drop()
@@ -77,8 +80,9 @@ class PackedModel:
 
     def hold(self, tokens: int) -> KeyValueCache:
         """Gives it a cache for so many tokens, in place of the one that it has."""
-        if self._held is not None:
-            self._held.drop()
+        held, self._held = self._held, None  # there may be no room for another
+        if held is not None:
+            held.drop()
         self._held = KeyValueCache(self._layers, tokens, self.device)
         return self._held
 
@@ -119,7 +123,8 @@ class PackedModel:
         """CUDA graphs of steps for up to so many rows, and where some are prompts, so many tokens; none where rows are
         read one by one, or nothing was to be compiled."""
         if self._may_be_compiled and not self.has_graphs:
-            log.warning("no CUDA graphs for a model that is spread over GPUs or in %s; slower", self._model.dtype)
+            why = "it is spread over GPUs" if self._is_spread else f"kernels cannot read its rows ({self._model.dtype})"
+            log.warning("no CUDA graphs for this model, slower: %s", why)
         if not self.has_graphs:
             return
         logits = torch.empty((most_rows, self.vocabulary), dtype=self._model.dtype, device=self.device)
@@ -198,7 +203,7 @@ class PackedModel:
         if self.device.type == "cuda" and not self._is_spread:
             stack(self._model)  # over several, accelerate's hooks are on the layers that a stack would replace
             torch.cuda.empty_cache()
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and has_bfloat16():
             bring_into_order(self._model)
         if self._may_be_compiled and not (self._is_spread or self._is_quantized):
             for layer in {one.module for one in self._layers.values()}:

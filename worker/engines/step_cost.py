@@ -9,6 +9,8 @@ import torch
 from worker.engines.kv_cache import Row
 from worker.engines.staging import Work
 
+NO_ROOM = "the GPU has no memory for a step beside the weights; try --load-8bit or --num-gpus 2"
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
