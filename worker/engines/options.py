@@ -12,7 +12,7 @@ class EngineOptions:
     model_path: a directory, a file.gguf or a hub id. chat_template: a Jinja text or a file that holds one.
     slots: sequences that run together. threads: for computing, on a CPU. weight_bits: 8 or 4. num_gpus: that the
     layers are spread over, each of which may hold weights of max_gpu_memory ('20GiB'). gpu_memory_utilization: the part
-    of a GPU's memory that weights, cache and steps may take. enforce_eager: start at once, without CUDA graphs and
+    of a GPU's memory that weights, cache and steps may take. enforce_eager: start sooner, without CUDA graphs and
     compiled layers. tool_call_parser, reasoning_parser: names of worker.engines.dialects.
     """
 
