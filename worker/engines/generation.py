@@ -273,7 +273,7 @@ class GenerationStepper:
         flight = Flight(sequences, drawn, asked, scores)
         for place, sequence in enumerate(sequences):
             sequence.flight, sequence.place = flight, place
-            sequence.drawn(drawn[place : place + 1])
+            sequence.drawn(drawn, place)
         return flight
 
     def _land(self) -> None:

@@ -52,7 +52,6 @@ class KeyValueCache:
 
     def __init__(self, layers: Mapping[int, Layer], tokens: int, device: torch.device) -> None:
         """tokens: that all rows together may have. device: of a step's numbers; tensors lie where their layer does."""
-        self.device = device
         self._block = block_of(device)
         self._tokens = (-(-tokens // self._block) + 1) * self._block
         self._tensors: list[Tensor] = []

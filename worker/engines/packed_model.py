@@ -38,8 +38,7 @@ class NotPackableError(Exception):
 
 class PackedModel:
     def __init__(self, model: PreTrainedModel, max_model_len: int, *, compiled: bool) -> None:
-        """Checks the model against its own plain forward; raises NotPackableError where packed rows would
-        get it wrong.
+        """Checks the model against its own plain forward; raises NotPackableError where packed rows would be wrong.
 
         compiled: on one GPU its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the
         rows.
@@ -194,16 +193,17 @@ class PackedModel:
         self.hold(4 * CHECK_TOKENS)
         self._has_kernels = self._kernels_fit()
         self._check(ids, expected)
-        self._is_rebuilt = True
-        self._rebuild()
-        self._check(ids, expected)
+        if self.device.type == "cuda" or (self._model.dtype is torch.bfloat16 and has_bfloat16()):
+            self._is_rebuilt = True
+            self._rebuild()
+            self._check(ids, expected)
 
     def _rebuild(self) -> None:
         """Its layers, in place, to be faster."""
         if self.device.type == "cuda" and not self._is_spread:
             stack(self._model)  # over several, accelerate's hooks are on the layers that a stack would replace
             torch.cuda.empty_cache()
-        if self.device.type == "cpu" and has_bfloat16():
+        if self.device.type == "cpu":
             bring_into_order(self._model)
         if self._may_be_compiled and not (self._is_spread or self._is_quantized):
             for layer in {one.module for one in self._layers.values()}:

@@ -182,10 +182,10 @@ class Sequence:
         banned = self._ban(index, device)
         return Draw(self.params, self._request.choice, index, self._penalties, self._bias, banned)
 
-    def drawn(self, token_id: Tensor) -> None:
-        """int64 [1]: its next token, which nobody knows yet; below 0 where there is none."""
+    def drawn(self, tokens: Tensor, place: int) -> None:
+        """Its next token is tokens[place], int64, which nobody knows yet; below 0 where there is none."""
         if self._penalties is not None:
-            self._penalties.see(token_id.clamp_min(0), completion=True)
+            self._penalties.see(tokens[place : place + 1].clamp_min(0), completion=True)
 
     def _ban(self, index: int, device: torch.device) -> Tensor | None:
         """What ends a completion, while it may not end. With ignore_eos and a grammar it never may, but where nothing
