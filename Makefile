@@ -40,9 +40,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Three at a time, on two cores: most tests wait. A file stays together, since its tests share their servers.
-test: check $(VENV)/installed-clients
-	@exec $(BIN)/pytest -n 3 --dist loadfile
+# Three at a time, on two cores: most tests wait. A file stays together, since its tests share their servers. What takes
+# long begins first (tests/conftest.py).
+test: check $(VENV)/installed-clients $(if $(filter Linux,$(shell uname -s)),$(VENV)/installed-vllm)
+	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 clients: $(VENV)/installed-clients
 	@CLIENTS=all exec $(BIN)/pytest -n 2 --dist loadfile tests/e2e/clients
@@ -86,7 +87,19 @@ $(VENV)/installed-bench: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) install -c constraints.txt -e '.[transformers,dev,bench]'
+	@$(PIP) install -c constraints.txt -e '.[llamacpp,dev,bench]'
+	@touch $@
+
+# vLLM for CPUs, which wants an older transformers. Torch and what else fits it finds in our own environment.
+OF_VLLM := tests/engines/vllm/requirements.txt
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+$(VENV)/installed-vllm: $(VENV)/installed-dev $(OF_VLLM)
+	@echo "installing vLLM, which the tests run on the CPU ..."
+	@rm -rf $(VENV)/vllm
+	@$(BIN)/python -m venv --without-pip $(VENV)/vllm
+	@$(BIN)/python $(PACKAGES) >$$($(VENV)/vllm/bin/python $(PACKAGES))/ours.pth
+	@$(PIP) --python $(VENV)/vllm/bin/python install --quiet --no-deps --no-compile -r $(OF_VLLM)
 	@touch $@
 
 # Other people's programs, which the tests run. They want other versions than ours, and some want node.

@@ -71,6 +71,10 @@ class Bus:
             flags += ["--echo-interval-ms", f"{step_ms:g}"] if step_ms else []
             await self._start("worker", self._service("worker", WORKER_TIER, namespace, *flags))
 
+    async def worker(self, *flags: str, namespace: str = "tokenbus") -> None:
+        """One with these flags; it may still be starting."""
+        await self._start("worker", self._service("worker", WORKER_TIER, namespace, *flags))
+
     async def ready(self, url: str, workers: dict[str, int], namespace: str = "tokenbus") -> None:
         """Returns once each model has so many workers, and the gateway at `url` lists it."""
 
@@ -101,7 +105,7 @@ class Bus:
         """From this checkout, wherever the process is started in."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         service = replace(service, environment={**service.environment, "PYTHONPATH": path})
-        self.processes[role].append(await self._supervisor.start(service))
+        self.processes[role].append((await self._supervisor.start(service)).pid)
 
     async def _until(self, ready: Callable[[], Awaitable[bool]], what: str) -> None:
         try:

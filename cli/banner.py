@@ -26,6 +26,7 @@ class Banner:
     logs: Path
     tool: str = "tokenbus"  # how to type it here
     python_hint: str = "pip install openai"
+    loaded: Sequence[str] | None = None  # of the models; None: all of them
 
     @property
     def origin(self) -> str:
@@ -40,7 +41,7 @@ class Banner:
         return f"""
 Tokenbus is ready at {self.base_url}
 
-  models  {", ".join(self.models)}
+  models  {self._models()}
   logs    {self.logs}
 
 From a shell:
@@ -57,6 +58,11 @@ From Python ({self.python_hint}):
 
 Ctrl-C stops everything.
 """
+
+    def _models(self) -> str:
+        loaded = self.models if self.loaded is None else self.loaded
+        later = [name for name in self.models if name not in loaded]
+        return ", ".join([*loaded, *later]) + (f"  ({', '.join(later)}: loaded when asked for)" if later else "")
 
     def curl(self) -> str:
         body = {"model": self.models[0], "messages": [{"role": "user", "content": QUESTION}], **OPTIONS}

@@ -7,6 +7,7 @@ from typing import Any, Self
 import httpx2
 
 from cli.conversation import Message
+from shared.errors import one_line
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
@@ -63,7 +64,7 @@ class ChatClient:
     def _unreachable(self, error: httpx2.HTTPError) -> str:
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return f"no server at {self._base_url}; `tokenbus up` starts one"
-        return f"lost the server at {self._base_url}: {error or type(error).__name__}"
+        return f"lost the server at {self._base_url}: {one_line(error)}"
 
 
 def _contents(response: httpx2.Response) -> Iterator[str]:

@@ -10,6 +10,7 @@ import msgspec
 from cli.bus import count
 from cli.letters import Letter, Payloads, read_letters, remove
 from gateway.asked import Asked
+from gateway.demand import Demand
 from gateway.hub import Hub
 from gateway.inflight import Mailbox, Update
 from gateway.lease import GatewayLease
@@ -85,9 +86,11 @@ async def _run(
     """What went wrong, if anything did."""
     metrics = Metrics()
     hub = Hub(redis, keys, job.gateway, metrics, MAX_QUEUE, "pull")
-    watch = Watch(redis, keys, hub, directory, metrics, STALL_TIMEOUT_S, NO_WORKER_TIMEOUT_S)
+    demand = Demand(redis, keys, directory, MAX_QUEUE)
+    watch = Watch(redis, keys, hub, directory, demand, metrics, STALL_TIMEOUT_S, NO_WORKER_TIMEOUT_S)
     async with asyncio.TaskGroup() as tasks:
-        parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in (lease, hub, directory, watch)]
+        running = (lease, hub, directory, demand, watch)
+        parts = [tasks.create_task(part.run(), name=type(part).__name__) for part in running]
         try:
             await hub.ready()
             await lease.taken.wait()

@@ -3,11 +3,13 @@
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from cli.supervisor import Service
 from cli.valkey import EmbeddedValkey
+from worker.settings import path_and_name
 
 VALKEY_TIER, WORKER_TIER, GATEWAY_TIER = 0, 1, 2  # a gateway still gives errors to its clients while workers leave
 SETTLING_S = 5.0  # to end after the drain
@@ -20,14 +22,44 @@ CLEARED = {"TOKENBUS_REDIS_URL": "", "TOKENBUS_HOST": "", "TOKENBUS_PORT": ""}
 class Model:
     name: str
     path: str | None = None  # none for the echo engine
+    aliases: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()  # names and folders
+    flags: tuple[str, ...] = ()  # of its worker, as they are typed
 
     @classmethod
     def parse(cls, text: str) -> "Model":
         """PATH or PATH=NAME; by default a model is called as its folder or file."""
-        path, separator, name = text.rpartition("=")
-        if not separator or "/" in name:
-            path, name = text, ""
+        path, name = path_and_name(text)
         return cls(name or Path(path).name.removesuffix(".gguf"), path)
+
+    def with_defaults(self, flags: Mapping[str, str]) -> "Model":
+        """Of the flags, those that it has not itself."""
+        added = {name: value for name, value in flags.items() if self.flag(name) is None}
+        return replace(self, flags=(*self.flags, *_spell(added)))
+
+    def flag(self, name: str) -> str | None:
+        words = dict(pairwise(self.flags))
+        return words.get(f"--{name}")
+
+    @property
+    def models(self) -> list[str]:
+        """It, and with each adapter: all that have a queue."""
+        return [self.name, *(f"{self.name}:{adapter}" for adapter, _ in self.adapters)]
+
+    @property
+    def names(self) -> list[str]:
+        """All that can be asked for."""
+        own = (self.name, *self.aliases)
+        return [*own, *(f"{name}:{adapter}" for name in own for adapter, _ in self.adapters)]
+
+    def words(self) -> list[str]:
+        """All that its worker is told of it."""
+        own = {"model-names": ",".join((self.name, *self.aliases))}
+        if self.path is not None:
+            own["model-path"] = self.path
+        if self.adapters:
+            own["lora-modules"] = ",".join(f"{name}={folder}" for name, folder in self.adapters)
+        return [*_spell(own), *self.flags]
 
 
 class Stack:
@@ -49,14 +81,12 @@ class Stack:
             grace_s=self._grace_s,
         )
 
-    def worker(self, model: Model, flags: Mapping[str, str]) -> Service:
-        flags = {"model-names": model.name, **flags}
-        if model.path is not None:
-            flags = {"model-path": model.path, **flags}
+    def worker(self, model: Model, started_by: str = "") -> Service:
+        """started_by: as in WorkerInfo."""
         return Service(
             name=f"worker {model.name}",
-            command=(*_python("worker"), *self._flags, *_spell(flags)),
-            environment=self._environment | {"TOKENBUS_API_KEYS": ""},
+            command=(*_python("worker"), *self._flags, *model.words()),
+            environment=self._environment | {"TOKENBUS_API_KEYS": "", "TOKENBUS_STARTED_BY": started_by},
             log=self._logs / f"worker-{model.name.replace('/', '_')}.log",
             tier=WORKER_TIER,
             grace_s=self._grace_s,

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +47,12 @@ class Child:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.deaths = 0  # by itself, since it is kept running
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> int:
-        """Returns the process's id: the tether becomes the command."""
+    async def start(self) -> None:
         service = self.service
-        tether = (sys.executable, "-P", "-m", "cli.tether", str(os.getpid()), str(int(service.orphan_signal)))
+        tether = (sys.executable, "-P", "-m", "shared.tether", str(os.getpid()), str(int(service.orphan_signal)))
         with service.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *tether,
@@ -65,11 +65,22 @@ class Child:
                 pass_fds=service.inherit,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        """Of what was started; the tether becomes the command."""
+        assert self._process is not None
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
         return self._process.returncode if self._process else None
+
+    def last_words(self) -> list[str]:
+        try:
+            return self.service.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        except OSError:
+            return []
 
     async def keep_running(self, say: Say) -> None:
         """Until cancelled: when the process ends by itself it is started again, after a pause that doubles."""
@@ -77,6 +88,7 @@ class Child:
         while True:
             started = time.monotonic()
             await self._wait()
+            self.deaths += 1
             if time.monotonic() - started > STEADY_S:
                 pause = FIRST_PAUSE_S
             say(f"{self.service.name} {how_it_ended(self.exit_code)}; starts again in {pause:g} s ({self.service.log})")
@@ -114,6 +126,7 @@ class Supervisor:
     def __init__(self, say: Say) -> None:
         self._say = say
         self._children: list[Child] = []
+        self._kept: dict[Child, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,12 +141,24 @@ class Supervisor:
                 for child in leaving:
                     stopping.create_task(child.stop(), name=f"stop {child.service.name}")
 
-    async def start(self, service: Service) -> int:
-        """Returns the process's id."""
+    async def start(self, service: Service) -> Child:
         service.log.unlink(missing_ok=True)
         child = Child(service)
         self._children.append(child)
-        return await child.start()
+        await child.start()
+        return child
+
+    def keeps(self, child: Child) -> bool:
+        return child in self._kept
+
+    async def retire(self, child: Child) -> None:
+        """Ends it, for good."""
+        if keeper := self._kept.pop(child, None):
+            keeper.cancel()
+            await asyncio.wait({keeper})  # or it might start it once more
+        await child.stop()
+        if child in self._children:
+            self._children.remove(child)
 
     async def until(self, ready: Callable[[], Awaitable[bool]]) -> None:
         """Returns once `ready` says so. Raises ChildFailed if a child ends first."""
@@ -143,11 +168,20 @@ class Supervisor:
                     raise ChildFailed(_obituary(child))
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def keep_running(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as keepers:
+    async def keep_running(self, *also: Coroutine[None, None, None]) -> None:
+        """Every child that there is now, beside what else is to run. Until cancelled."""
+        async with asyncio.TaskGroup() as self._keepers:
             for child in self._children:
-                keepers.create_task(child.keep_running(self._say), name=f"keep {child.service.name}")
+                self.keep(child)
+            for work in also:
+                self._keepers.create_task(work)
+
+    def keep(self, child: Child) -> None:
+        """Starts it again whenever it ends. Only within `keep_running`; idempotent."""
+        if child in self._kept:
+            return
+        keeper = child.keep_running(self._say)
+        self._kept[child] = self._keepers.create_task(keeper, name=f"keep {child.service.name}")
 
     def kill(self) -> None:
         """No patience any more; leaving the block then takes no time."""
@@ -162,6 +196,5 @@ def how_it_ended(code: int | None) -> str:
 
 
 def _obituary(child: Child) -> str:
-    log = child.service.log
-    last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-    return "\n".join([f"{child.service.name} {how_it_ended(child.exit_code)}; the end of {log}:", *last])
+    told = f"{child.service.name} {how_it_ended(child.exit_code)}; the end of {child.service.log}:"
+    return "\n".join([told, *child.last_words()])

@@ -1,5 +1,6 @@
 """`tokenbus up`: a whole stack on this machine, until Ctrl-C."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager, suppress
@@ -7,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, ByteSize, Field
 
 from cli.banner import Banner, embedded_redis_line, named_redis_line, python_hint_here, tool_here
 from cli.demo_models import DEMO_MODELS
+from cli.loader import Loader, OnDemand, guess_of_load
+from cli.memory import Memory, need_of, weights_of
+from cli.models_file import ModelsFile
 from cli.progress import Progress
 from cli.readiness import Readiness
 from cli.stack import Model, Stack, valkey
@@ -19,6 +23,7 @@ from cli.valkey import EmbeddedValkey, data_folder
 from shared.connection import connect, wait_for_redis
 from shared.errors import StartupError
 from shared.keys import Keys
+from shared.messages import new_process_id
 from shared.settings import CommaList, ProcessSettings
 
 
@@ -39,6 +44,7 @@ class UpSettings(ProcessSettings):
     api_keys: CommaList = Field([], description="a,b: accepted keys; better by TOKENBUS_API_KEYS or a file")
     api_keys_file: Path | None = Field(None, description="file with one key a line")
     model: CommaList = Field([], description="PATH or PATH=NAME, repeatable: serve these in place of the demo models")
+    models_file: Path | None = Field(None, description="models.yaml: models that are loaded when asked for")
     engine: str | None = Field(None, description="engine of the workers; echo needs no model")
     device: str | None = Field(None, description="cuda, cpu or mps; default: the best that is there")
     gateway_workers: int | None = Field(None, gt=0, le=256, description="processes of the gateway")
@@ -47,6 +53,10 @@ class UpSettings(ProcessSettings):
     drain_timeout: float = Field(2.0, ge=0, description="s that open requests may go on after Ctrl-C")
 
     def models(self) -> list[Model]:
+        """Of the flags. Each is loaded from the start."""
+        return [model.with_defaults(self.worker_flags()) for model in self._models()]
+
+    def _models(self) -> list[Model]:
         if self.model:
             models = [Model.parse(text) for text in self.model]
             if len({model.name for model in models}) < len(models):
@@ -67,6 +77,13 @@ class UpSettings(ProcessSettings):
             with suppress(OSError):
                 keys += self.api_keys_file.read_text().split()
         return keys[0] if keys else None
+
+    def read_models_file(self) -> ModelsFile | None:
+        if self.models_file is None:
+            return None
+        if self.model:
+            raise StartupError("--model and --models-file: choose one of them")
+        return ModelsFile.read(self.models_file, self.worker_flags())
 
     def gateway_flags(self) -> dict[str, str]:
         flags = {
@@ -105,22 +122,84 @@ def open_bus(settings: UpSettings, logs: Path) -> Iterator[Bus]:
         yield Bus(server.url, embedded_redis_line(server), valkey(server, lock, logs))
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is to be served, and how."""
+
+    at_start: list[Model]
+    on_demand: list[OnDemand]  # of these too, those that are loaded from the start
+    memory: Memory
+    gateway_flags: dict[str, str]
+
+    def names(self) -> list[str]:
+        return [model.name for model in self.at_start] + [
+            one.model.name for one in self.on_demand if one.model not in self.at_start
+        ]
+
+
+def serving(settings: UpSettings, stack: Stack, started_by: str) -> Serving:
+    """started_by: what workers say that they were. Raises StartupError."""
+    file, flags = settings.read_models_file(), settings.gateway_flags()
+    if file is None:
+        return Serving(settings.models(), [], Memory(None), flags)
+    models = {name: file.model(name, settings.worker_flags()) for name in file.models}
+    needs = {name: _need(file, name, model) for name, model in models.items()}
+    on_demand = [
+        OnDemand(
+            model=model,
+            service=stack.worker(model, started_by),
+            keep_alive=file.keep_alive_of(name),
+            need=needs[name],
+            takes=guess_of_load(weights_of(model.path)),
+        )
+        for name, model in models.items()
+    ]
+    if file.aliases:
+        flags["aliases"] = json.dumps(file.aliases)
+    at_start = [model for name, model in models.items() if file.models[name].preload]
+    return Serving(at_start, on_demand, Memory(file.memory), flags)
+
+
+def _need(file: ModelsFile, name: str, model: Model) -> int:
+    """Bytes. Raises StartupError if it would never have them."""
+    stated = file.models[name].memory
+    if stated is not None:
+        return stated
+    need = need_of(model)
+    if file.memory is not None and need > file.memory:
+        raise StartupError(
+            f"models.{name}: it takes {ByteSize(need).human_readable()} by a guess, and all have "
+            f"{file.memory.human_readable()}; its own `memory` would say better"
+        )
+    return need
+
+
 async def run(settings: UpSettings, bus: Bus, logs: Path, supervisor: Supervisor, progress: Progress) -> None:
     """Until cancelled. Raises ChildFailed, StartupError."""
-    models = settings.models()
-    names = [model.name for model in models]
+    stack = Stack(
+        redis_url=bus.url,
+        namespace=settings.namespace,
+        log_level=settings.log_level,
+        logs=logs,
+        drain_timeout=settings.drain_timeout,
+    )
+    id = new_process_id()
+    served = serving(settings, stack, id)
+    at_start = [model.name for model in served.at_start]
     banner = Banner(
         host=settings.host,
         port=settings.port,
-        models=names,
+        models=served.names(),
         api_key=settings.first_api_key(),
         redis_line=bus.redis_line,
         logs=logs,
         tool=tool_here(),
         python_hint=python_hint_here(),
+        loaded=at_start,
     )
     async with supervisor, aclosing(connect(bus.url)) as redis, httpx2.AsyncClient(trust_env=False) as http:
-        readiness = Readiness(redis, Keys(settings.namespace), names, banner.origin, http)
+        keys = Keys(settings.namespace)
+        readiness = Readiness(redis, keys, at_start, banner.origin, http)
 
         async def is_ready() -> bool:
             missing = await readiness.missing()
@@ -133,20 +212,11 @@ async def run(settings: UpSettings, bus: Bus, logs: Path, supervisor: Supervisor
                 await supervisor.start(bus.service)
                 await supervisor.until(readiness.has_redis)
             await wait_for_redis(redis, bus.url)
-            for service in services(settings, models, bus, logs):
-                await supervisor.start(service)
-            await supervisor.until(is_ready)
-        print(banner.render(), flush=True)
-        await supervisor.keep_running()
-
-
-def services(settings: UpSettings, models: list[Model], bus: Bus, logs: Path) -> list[Service]:
-    stack = Stack(
-        redis_url=bus.url,
-        namespace=settings.namespace,
-        log_level=settings.log_level,
-        logs=logs,
-        drain_timeout=settings.drain_timeout,
-    )
-    workers = [stack.worker(model, settings.worker_flags()) for model in models]
-    return [*workers, stack.gateway(settings.gateway_flags(), settings.api_keys)]
+            workers = {one.name: await supervisor.start(stack.worker(one, id)) for one in served.at_start}
+        loader = Loader(served.on_demand, served.memory, supervisor, redis, keys, id)
+        async with loader.telling(workers):
+            with progress.showing():
+                await supervisor.start(stack.gateway(served.gateway_flags, settings.api_keys))
+                await supervisor.until(is_ready)
+            print(banner.render(), flush=True)
+            await supervisor.keep_running(loader.run())

@@ -10,6 +10,7 @@ from gateway.listener import listen
 from gateway.settings import GatewaySettings
 from gateway.supervisor import Supervisor
 from shared.errors import StartupError
+from shared.garbage import spare_what_is_loaded
 from shared.logging import get_logger, set_up_logging
 
 log = get_logger("gateway")
@@ -20,6 +21,7 @@ async def serve(settings: GatewaySettings, listener: socket) -> None:
     from gateway.server import GatewayServer
 
     server = GatewayServer(settings, Metrics())
+    spare_what_is_loaded()
     log.info("%s listens on %s", server.gateway.hub.id, address(settings, listener))
     if failure := await server.run(listener):
         raise failure

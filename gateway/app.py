@@ -1,28 +1,32 @@
 """The FastAPI application: routes, errors in their shape, and the tasks that live as long as it does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from gateway.aliases import Aliases
 from gateway.anthropic.endpoints import message_endpoints
 from gateway.bodies import Bodies
+from gateway.client import Client
+from gateway.demand import Demand
 from gateway.description.document import describe
 from gateway.endpoints import Accepted, generation_endpoints
 from gateway.front import Front
 from gateway.generate import Generator
 from gateway.hub import Hub
+from gateway.inflight import ClientGone
 from gateway.lease import GatewayLease
+from gateway.listing import add_models
 from gateway.memory import MemoryBrake, bus_full
 from gateway.metrics import Metrics
-from gateway.queries import KNOWN_QUERY, invalid_query
+from gateway.queries import invalid_query
 from gateway.refusals import refusal
 from gateway.replies import error_response, json_response
 from gateway.responses.endpoints import add_stored_responses, response_endpoints
@@ -40,14 +44,13 @@ from shared.errors import (
     BusUnavailable,
     InvalidRequest,
     MethodNotAllowed,
-    ModelNotFound,
     NotFound,
     ShuttingDown,
     TokenbusError,
 )
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import ModelRecord, new_process_id
+from shared.messages import new_process_id
 from shared.queue import DispatchMethod
 
 log = get_logger(__name__)
@@ -71,6 +74,7 @@ class Gateway:
         no_worker_timeout: float,
         default_max_tokens: int | None,
         response_ttl: float,
+        aliases: Mapping[str, Mapping[str, float]],
         metrics: Metrics,
         on_fatal: Callable[[BaseException], None],
         accepts_within: float = 0.0,
@@ -85,13 +89,17 @@ class Gateway:
         keys, id = Keys(namespace), new_process_id()
         self.hub = Hub(self.redis, keys, id, self.metrics, max_queue, dispatch_method)
         self.directory = Directory(self.redis, keys)
+        self.aliases = Aliases(aliases)
+        self._demand = Demand(self.redis, keys, self.directory, max_queue)
         self._brake = MemoryBrake(self.redis)
         self.generator = Generator(self.hub, self.directory, self._brake, default_max_tokens)
         records = Records(self.redis, keys, int(response_ttl * 1000))
         self._followers = Followers(self.redis, keys, records)
         self._keeper = Keeper(self.redis, keys, self.hub, records, self._followers)
         self.responses = Responses(self.generator, self.hub, self._keeper, self._followers)
-        self._watch = Watch(self.redis, keys, self.hub, self.directory, self.metrics, stall_timeout, no_worker_timeout)
+        self._watch = Watch(
+            self.redis, keys, self.hub, self.directory, self._demand, self.metrics, stall_timeout, no_worker_timeout
+        )
         self._janitor = Janitor(self.redis, keys, id)
         self._lease = GatewayLease(redis_url, keys.gateway(id))
 
@@ -104,6 +112,7 @@ class Gateway:
                     self._lease,
                     self.hub,
                     self.directory,
+                    self._demand,
                     self._brake,
                     self._watch,
                     self._janitor,
@@ -136,15 +145,13 @@ class Gateway:
 
     def _fail_all(self, error: TokenbusError) -> None:
         self.hub.fail_all(error)
+        self._demand.fail_all(error)
         self._followers.fail_all(error)
 
     async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted:
         """What a request meets on its way in: a gateway that leaves, a queue that is full, a bus that is away."""
         try:
-            if self.stopping:
-                raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
-            if not self._lease.taken.is_set():
-                raise BusUnavailable("The message bus is not reached yet; try again.", retry_after=2)
+            self._check_open()
             async with asyncio.timeout(ACCEPTED_WITHIN_S):
                 return await act()
         except OutOfMemoryError:
@@ -158,6 +165,48 @@ class Gateway:
             refusal = error
         self.metrics.refused.labels("", refusal.code).inc()
         raise refusal
+
+    def _check_open(self) -> None:
+        if self.stopping:
+            raise ShuttingDown("The server is shutting down; try again.", retry_after=1)
+        if not self._lease.taken.is_set():
+            raise BusUnavailable("The message bus is not reached yet; try again.", retry_after=2)
+
+    def is_there(self, name: str) -> bool:
+        """Somebody serves it, or would load it."""
+        snapshot = self.directory.snapshot
+        loadable = snapshot.loadable.get(name)
+        return snapshot.is_live(name) or (loadable is not None and loadable.state != "failed")
+
+    async def route(self, name: str, user: str | None, client: Client) -> str:
+        """The model that a request for `name` goes to, once it is there. Raises ModelLoading if it is still being
+        loaded after a minute, QueueFull, and ClientGone."""
+        model = self.aliases.choose(name, user, self.is_there)
+        if not self.is_there(model):
+            await self.directory.look()  # it may have come since
+        live = self._demand.until_live(model)
+        if not live.done():
+            await self._wait_for_load(live, client)
+        try:
+            live.result()
+        except TokenbusError as refusal:
+            self.metrics.refused.labels("", refusal.code).inc()
+            raise
+        return model
+
+    async def _wait_for_load(self, live: "asyncio.Future[None]", client: Client) -> None:
+        def leave() -> None:
+            live.cancel()
+
+        self._check_open()
+        client.watch(leave)
+        try:
+            await asyncio.wait({live})
+        finally:
+            client.unwatch(leave)
+            leave()
+        if live.cancelled():
+            raise ClientGone
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -198,7 +247,7 @@ def create_app(
         **response_endpoints(gateway, bodies),
     }
     _add_health(app, gateway)
-    _add_models(app, gateway)
+    add_models(app, gateway)
     add_stored_responses(app, gateway)
     for path, endpoint in endpoints.items():
         app.router.routes.append(endpoint.route(path))
@@ -227,30 +276,6 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
     async def metrics() -> Response:
         gateway.metrics.measure(list(gateway.hub))
         return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _add_models(app: FastAPI, gateway: Gateway) -> None:
-    def card(name: str, record: ModelRecord) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": gateway.directory.first_started(record.model),
-            "owned_by": "tokenbus",
-            "max_model_len": record.max_model_len,
-        }
-
-    @app.get("/v1/models", summary="Names that somebody alive serves", dependencies=KNOWN_QUERY)
-    async def models(limit: Annotated[int | None, Query(ge=1, description="the first so many")] = None) -> Response:
-        snapshot = await gateway.directory.look()
-        data = [card(name, snapshot.names[name]) for name in snapshot.live_names() if name in snapshot.names]
-        return json_response({"object": "list", "data": data[:limit]})
-
-    @app.get("/v1/models/{name:path}", summary="A name that somebody alive serves", dependencies=KNOWN_QUERY)
-    async def model(name: str) -> Response:
-        snapshot = await gateway.directory.look()
-        if not snapshot.is_live(name):
-            raise ModelNotFound(gateway.directory.not_found(name), param="model")
-        return json_response(card(name, snapshot.names[name]))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -24,6 +24,7 @@ class Asked:
     first_try: bool = False  # the client's library says that this is no retry
     arrived_at: float = field(default_factory=time.monotonic)
     deadline: float = math.inf  # see `end_within`
+    model: str = ""  # that it goes to, by name
     body: int = 0  # its hash
     size: int = 0  # of the body, in bytes
     recalled: int = 0  # of it, what was not sent: stored items that it goes on from

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.types import Receive
 
-from gateway.schemas.base import Unsupported
+from gateway.schemas.base import Request, Unsupported
 from gateway.schemas.wrong import wrong
 from shared.errors import BodyTooLarge, InvalidRequest, QueueFull, UnsupportedMediaType, UnsupportedParameter
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=Request)
 
 LARGE = 2**20  # bytes of a body that is not parsed in a moment
 

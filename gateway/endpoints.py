@@ -12,7 +12,9 @@ from starlette.types import Receive, Scope, Send
 from gateway.asked import OVERDUE, Asked
 from gateway.bodies import Bodies, Body, HeldBody, check_media, parse
 from gateway.chat_completions import ChatChunks, ChatReply
+from gateway.client import Client
 from gateway.generate import Answer, Generator
+from gateway.inflight import ClientGone
 from gateway.queries import check_query
 from gateway.refusals import refuse
 from gateway.replies import EmbeddingReply, Reply, StreamReply
@@ -36,6 +38,9 @@ class Acceptance(Protocol):
     request_timeout: float
 
     async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted: ...
+
+    async def route(self, name: str, user: str | None, client: Client) -> str:
+        """The model that a request for `name` goes to. Waits until it is loaded."""
 
 
 class Endpoint(Generic[Body]):
@@ -62,6 +67,8 @@ class Endpoint(Generic[Body]):
         try:
             reply = await self._accepted(scope, receive, held)
             await reply.write(send, scope["state"]["client"])
+        except ClientGone:
+            pass
         except TokenbusError as error:
             await refuse(scope, send, error)
         except Exception:
@@ -84,6 +91,7 @@ class Endpoint(Generic[Body]):
                 raw = await held.read(receive, scope["state"]["head"].get(b"content-length", b""))
                 body = parse(raw, self.schema)
                 asked.body, asked.size = hash(raw), len(raw)
+                asked.model = await self._gateway.route(body.model, body.end_user, scope["state"]["client"])
                 answer = await self._gateway.accept(partial(self._submit, body, asked))
         except TimeoutError:
             if timeout.expired():

@@ -26,7 +26,7 @@ class Answer:
         self, hub: Hub, id: str, model: str, jobs: Sequence[Job], choices_per_prompt: int, max_model_len: int = 0
     ) -> None:
         self.id = id
-        self.model = model  # as the client wrote it
+        self.model = model  # as the client wrote it, or of the alias that it wrote
         self.max_model_len = max_model_len
         self.created = int(time.time())
         self.choices = len(jobs)
@@ -103,7 +103,7 @@ class Generator:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         sampling = _sampling(body, body.limit or self._default_max_tokens, logprobs)
         id = f"{prefix}{asked.hex}"
-        return await self._submit("chat", id, body.model, [body.payload()], sampling, asked, body.n or 1, opens)
+        return await self._submit("chat", id, [body.payload()], sampling, asked, body.n or 1, opens)
 
     async def completion(self, body: CompletionRequest, asked: Asked) -> Answer:
         payloads = [{"prompt": prompt} for prompt in body.prompts]
@@ -111,7 +111,7 @@ class Generator:
         chooses = body.candidates > (body.n or 1)  # the best, by their logprobs
         sampling = _sampling(body, body.limit, 0 if chooses and body.logprobs is None else body.logprobs, body.echo)
         id = f"cmpl-{asked.hex}"
-        return await self._submit("completion", id, body.model, payloads, sampling, asked, body.candidates)
+        return await self._submit("completion", id, payloads, sampling, asked, body.candidates)
 
     async def _check_constraints(self, body: GenerationRequest) -> None:
         for structured in body.constraints():
@@ -123,24 +123,23 @@ class Generator:
         dimensions = {} if body.dimensions is None else {"dimensions": body.dimensions}
         payloads = [{"inputs": part, **dimensions} for part in parts]
         sampling = SamplingParams(seed=0)
-        return await self._submit("embedding", f"embd-{asked.hex}", body.model, payloads, sampling, asked, 1)
+        return await self._submit("embedding", f"embd-{asked.hex}", payloads, sampling, asked, 1)
 
-    async def ask(self, kind: Kind, model: str, payloads: Sequence[dict[str, Any]], asked: Asked) -> Answer:
+    async def ask(self, kind: Kind, payloads: Sequence[dict[str, Any]], asked: Asked) -> Answer:
         """What is answered at once, without sampling."""
-        return await self._submit(kind, f"{kind}-{asked.hex}", model, payloads, SamplingParams(seed=0), asked, 1)
+        return await self._submit(kind, f"{kind}-{asked.hex}", payloads, SamplingParams(seed=0), asked, 1)
 
     async def _submit(
         self,
         kind: Kind,
         id: str,
-        name: str,
         payloads: Sequence[dict[str, Any]],
         sampling: SamplingParams,
         asked: Asked,
         n: int,
         opens: Opens | None = None,
     ) -> Answer:
-        record = await self._directory.resolve(name)
+        record = await self._directory.resolve(asked.model)
         _check_lengths(payloads, record.max_model_len)
         copies = n if asked.size <= INLINE_PAYLOAD_BYTES else 1
         if opens is not None:
@@ -165,7 +164,7 @@ class Generator:
             for choice in range(n)
         ]
         if opens is None:
-            answer = Answer(self._hub, id, name, jobs, n, record.max_model_len)
+            answer = Answer(self._hub, id, asked.model, jobs, n, record.max_model_len)
         else:
             answer = await opens(jobs[0])
         slots = sum(worker.slots for worker in self._directory.snapshot.workers.get(record.model, ()))
@@ -194,6 +193,7 @@ def _sampling(
 
     return SamplingParams(
         seed=secrets.randbits(63) if body.seed is None else body.seed & (2**64 - 1),
+        seeded=body.seed is not None,
         max_tokens=max_tokens,
         temperature=given(body.temperature, 1.0),
         top_p=given(body.top_p, 1.0),

@@ -363,10 +363,11 @@ class Hub:
         inflight.mailbox.finish(inflight.index, event.reason, event.usage, event.stop)
 
     def _failed(self, inflight: InFlight, event: Failed) -> None:
-        if event.retryable:
-            self.reissue(inflight, "engine", crashed=True)
-            return
-        self._end_with(inflight, TokenbusError.from_code(event.code, event.message, event.param))
+        error = TokenbusError.from_code(event.code, event.message, event.param)
+        if event.retryable and not inflight.is_stuck:
+            self.reissue(inflight, "engine", crashed=error.is_crash)
+        else:
+            self._end_with(inflight, error)
 
     # -- re-issue -------------------------------------------------------------------------------------------------
 

@@ -63,19 +63,19 @@ def result_endpoints(gateway: Acceptance, bodies: Bodies) -> dict[str, Endpoint[
     generator = gateway.generator
 
     async def submit_tokenize(body: TokenizeRequest, asked: Asked) -> Answer:
-        return await generator.ask("tokenize", body.model, [body.payload()], asked)
+        return await generator.ask("tokenize", [body.payload()], asked)
 
     def tokens(body: TokenizeRequest, answer: Answer) -> Reply:
         return ResultReply(answer, lambda results: tokens_of(body, answer, results))
 
     async def submit_detokenize(body: DetokenizeRequest, asked: Asked) -> Answer:
-        return await generator.ask("detokenize", body.model, [{"tokens": body.tokens}], asked)
+        return await generator.ask("detokenize", [{"tokens": body.tokens}], asked)
 
     def text(_: DetokenizeRequest, answer: Answer) -> Reply:
         return ResultReply(answer, lambda results: {"prompt": results[0]["prompt"]})
 
     async def submit_rerank(body: RerankRequest, asked: Asked) -> Answer:
-        return await generator.ask("rerank", body.model, body.payloads(), asked)
+        return await generator.ask("rerank", body.payloads(), asked)
 
     def ranking(body: RerankRequest, answer: Answer) -> Reply:
         return ResultReply(answer, lambda results: ranking_of(body, answer, results))

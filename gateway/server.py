@@ -83,6 +83,7 @@ class GatewayServer:
             no_worker_timeout=settings.no_worker_timeout,
             default_max_tokens=settings.default_max_tokens,
             response_ttl=settings.response_ttl,
+            aliases=settings.aliases,
             metrics=metrics,
             on_fatal=self._on_fatal,
             accepts_within=accepts_within,

@@ -2,13 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from shared.errors import StartupError
 from shared.queue import DispatchMethod
 from shared.settings import CommaList, ProcessSettings
+
+ModelName = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0)]
 
 
 class GatewaySettings(ProcessSettings):
@@ -29,6 +32,10 @@ class GatewaySettings(ProcessSettings):
     keep_alive: int = Field(60, gt=0, description="s that a connection may be open without a request")
     request_timeout: float = Field(600.0, gt=0, description="s from acceptance to the end of a reply")
     response_ttl: float = Field(86400.0, gt=0, description="s that a stored response (/v1/responses) is kept")
+    aliases: dict[ModelName, Annotated[dict[ModelName, Share], Field(min_length=1)]] = Field(
+        {},
+        description='names for several models, with their shares: {"chat": {"qwen": 90, "llama": 10}}',
+    )
     stall_timeout: float = Field(300.0, gt=0, description="s without a token after which a job goes to another worker")
     no_worker_timeout: float = Field(60.0, gt=0, description="s that a job waits when no worker is left for its model")
     drain_timeout: float = Field(30.0, ge=0, description="s that open requests may go on after SIGTERM")
@@ -44,6 +51,9 @@ class GatewaySettings(ProcessSettings):
             if not lines:
                 raise StartupError(f"--api-keys-file {self.api_keys_file} holds no key")
             self.api_keys = [*self.api_keys, *lines]
+        for name, shares in self.aliases.items():
+            if nested := next((model for model in shares if model in self.aliases), None):
+                raise StartupError(f"--aliases: '{name}' has a share for '{nested}', which is an alias itself")
         return self
 
     def share(self) -> Self:

@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import Iterable
 
+from gateway.demand import Demand
 from gateway.hub import Hub
 from gateway.inflight import InFlight
 from gateway.metrics import Metrics
 from registry.directory import Directory
 from shared.connection import BUS_ERRORS, Redis
-from shared.errors import NoWorkers
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.patience import Patience
@@ -34,6 +34,7 @@ class Watch:
         keys: Keys,
         hub: Hub,
         directory: Directory,
+        demand: Demand,
         metrics: Metrics,
         stall_timeout: float,
         no_worker_timeout: float,
@@ -42,6 +43,7 @@ class Watch:
         self._keys = keys
         self._hub = hub
         self._directory = directory
+        self._demand = demand
         self._metrics = metrics
         self._stall_timeout = stall_timeout
         self._no_worker_timeout = no_worker_timeout
@@ -165,9 +167,14 @@ class Watch:
         now = time.monotonic()
         waiting = {inflight.job.model for inflight in self._hub if not inflight.worker}
         alone = {model for model in waiting if not self._directory.snapshot.workers.get(model)}
+        for model in alone:
+            self._demand.note(model)
         self._alone_since = {model: self._alone_since.get(model, now) for model in alone if self._patience.is_over}
         for inflight in self._hub:
             if inflight.worker and now - inflight.last_at > self._stall_timeout:
                 self._hub.reissue(inflight, "stall", crashed=True)
             elif not inflight.worker and now - self._alone_since.get(inflight.job.model, now) > self._no_worker_timeout:
-                self._hub.fail(inflight, NoWorkers(f"No worker is left for '{inflight.job.model}'.", retry_after=10))
+                model = inflight.job.model
+                self._hub.fail(
+                    inflight, self._directory.unavailable(model, f"No worker is left for '{model}'.", retry_after=10)
+                )

@@ -3,17 +3,17 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from shared.connection import BUS_ERRORS, Redis
-from shared.errors import BusUnavailable, ModelNotFound, NoWorkers
+from shared.errors import BusUnavailable, ModelLoading, ModelNotFound, NoWorkers
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import ModelRecord, WorkerInfo, decode_model, decode_worker
+from shared.messages import LOAD_STATES, Loadable, ModelRecord, WorkerInfo, decode_model, decode_offer, decode_worker
 
 log = get_logger(__name__)
 
@@ -25,10 +25,11 @@ LONGEST_NAME = 512  # that is compared with those that are known: for one of meg
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What Redis said: names ever heard of, and the workers alive by model."""
+    """What Redis said: names ever heard of, the workers alive by model, and by name what is loaded on demand."""
 
     names: dict[str, ModelRecord] = field(default_factory=dict)
     workers: dict[str, list[WorkerInfo]] = field(default_factory=dict)
+    loadable: dict[str, Loadable] = field(default_factory=dict)
     served: frozenset[tuple[str, str]] = field(init=False)  # name and model, of all workers
 
     def __post_init__(self) -> None:
@@ -45,10 +46,17 @@ class Snapshot:
         record = self.names.get(name)
         return record is not None and (name, record.model) in self.served
 
+    def first_started(self, model: str) -> int:
+        """When the oldest living worker of a model started, in s since the epoch."""
+        return int(min((worker.started for worker in self.workers.get(model, ())), default=0))
+
 
 async def read_records(redis: Redis, keys: Keys) -> dict[str, ModelRecord]:
     """The catalogue, with names that nobody has served for a while."""
-    found = await redis.hgetall(keys.models())
+    return _records(await redis.hgetall(keys.models()))
+
+
+def _records(found: dict[bytes, bytes]) -> dict[str, ModelRecord]:
     decoded = {name.decode(errors="replace"): _understood(decode_model, blob) for name, blob in found.items()}
     return {name: record for name, record in decoded.items() if record is not None}
 
@@ -63,15 +71,20 @@ def _understood(decode: Callable[[bytes], T], blob: bytes) -> T | None:
 
 
 async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
-    """Two round trips: the catalogue, then every index and lease at once. Indexes are hints; the lease decides."""
+    """Three round trips at most: catalogue and loaders, every index, every lease. Indexes are hints; leases decide."""
     now = time.time()
-    records = await read_records(redis, keys)
-    names = {name: record for name, record in records.items() if now - record.last_seen < REMEMBERED_S}
-    models = sorted({record.model for record in names.values()})
     async with redis.pipeline(transaction=False) as pipe:
+        pipe.hgetall(keys.models())
+        pipe.zrange(keys.loaders(), 0, -1)
+        found, loaders = await pipe.execute()
+        names = {name: record for name, record in _records(found).items() if now - record.last_seen < REMEMBERED_S}
+        models = sorted({record.model for record in names.values()})
         for model in models:
             pipe.zrange(keys.workers(model), 0, -1)
-        indexes: list[list[bytes]] = await pipe.execute() if models else []
+        for loader in loaders:
+            pipe.get(keys.loader(loader.decode(errors="replace")))
+        answers: list[Any] = await pipe.execute() if models or loaders else []
+        indexes, offers = answers[: len(models)], answers[len(models) :]
         leases = [
             keys.worker(model, id.decode(errors="replace"))
             for model, ids in zip(models, indexes, strict=True)
@@ -84,7 +97,19 @@ async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
     for blob in blobs:
         if blob is not None and (info := _understood(decode_worker, blob)):
             workers.setdefault(info.model, []).append(info)
-    return Snapshot(names, workers)
+    return Snapshot(names, workers, _loadable(offers))
+
+
+def _loadable(offers: Iterable[bytes | None]) -> dict[str, Loadable]:
+    """By each of the names. Of several who offer a model, that of who is furthest with it."""
+    found: dict[str, Loadable] = {}
+    for blob in offers:
+        offer = _understood(decode_offer, blob) if blob is not None else None
+        for model in offer.models if offer else ():
+            for name in model.names:
+                if name not in found or LOAD_STATES.index(model.state) > LOAD_STATES.index(found[name].state):
+                    found[name] = model
+    return found
 
 
 class Directory:
@@ -92,11 +117,13 @@ class Directory:
 
     REFRESH_S = 0.25
     LOOK_WITHIN_S = 1.0
+    OFFERS_MISSED_S = 10.0
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
         self._met: dict[str, float] = {}  # every name this process has seen -> when (monotonic s)
+        self._offers: dict[str, tuple[float, Loadable]] = {}  # when each was last there
         self.snapshot = Snapshot()
 
     async def run(self) -> None:
@@ -109,10 +136,14 @@ class Directory:
             await asyncio.sleep(self.REFRESH_S)
 
     async def refresh(self) -> None:
-        self.snapshot = await take_snapshot(self._redis, self._keys)
-        now = time.monotonic()
-        self._met |= dict.fromkeys(self.snapshot.names, now)
-        if len(self._met) > len(self.snapshot.names):
+        snapshot, now = await take_snapshot(self._redis, self._keys), time.monotonic()
+        # A Redis that came back empty is told again within a second.
+        self._offers |= {name: (now, model) for name, model in snapshot.loadable.items()}
+        self._offers = {name: offer for name, offer in self._offers.items() if now - offer[0] < self.OFFERS_MISSED_S}
+        snapshot.loadable.update({name: model for name, (_, model) in self._offers.items()})
+        self.snapshot = snapshot
+        self._met |= dict.fromkeys((*snapshot.names, *snapshot.loadable), now)
+        if len(self._met) > len(snapshot.names):
             self._met = {name: at for name, at in self._met.items() if now - at < REMEMBERED_S}
 
     async def look(self) -> Snapshot:
@@ -136,15 +167,24 @@ class Directory:
             raise ModelNotFound(self.not_found(name), param="model")
         # A Redis that came back empty has forgotten the name until its workers are back.
         if record is None or not self.snapshot.is_live(name):
-            raise NoWorkers(f"No worker serves '{name}' at the moment.", param="model", retry_after=5)
+            raise self.unavailable(name, f"No worker serves '{name}' at the moment.", retry_after=5)
         return record
 
-    def first_started(self, model: str) -> int:
-        """When the oldest living worker of a model started, in s since the epoch."""
-        return int(min((worker.started for worker in self.snapshot.workers.get(model, ())), default=0))
+    def unavailable(self, name: str, why: str, retry_after: float) -> NoWorkers:
+        """The error that tells of a name that nobody serves: how far its load is, if it is loaded on demand."""
+        found = self.snapshot.loadable.get(name)
+        if found is None or found.state == "loaded":
+            return NoWorkers(why, param="model", retry_after=retry_after)
+        loading = {"state": found.state, "progress": found.progress, "eta_seconds": found.eta_seconds}
+        if found.state == "failed":
+            why = f"The model '{name}' could not be loaded: {found.error}"
+        else:
+            why = f"The model '{name}' is not loaded yet ({found.state})."
+        return ModelLoading(why, param="model", retry_after=max(1.0, found.eta_seconds), loading=loading)
 
     def not_found(self, name: str) -> str:
-        near = nearest(name, self.snapshot.live_names() or list(self.snapshot.names))
+        known = {*self.snapshot.live_names(), *self.snapshot.loadable}
+        near = nearest(name, sorted(known) or list(self.snapshot.names))
         hint = f" Did you mean '{near}'?" if near else ""
         return f"The model '{name}' does not exist.{hint}"
 

@@ -15,11 +15,16 @@
     ├── UnsupportedMediaType      415 unsupported_media_type
     ├── HeadTooLarge              431 headers_too_large
     ├── QueueFull                 429 queue_full
+    ├── UpstreamBusy              429 upstream_busy          (of the server that a worker passes requests on to)
     ├── EngineFailed              500 engine_error           (retryable)
+    ├── EngineUnable              500 engine_unable          (to go on with this reply)
+    ├── UpstreamFailed            502 upstream_error         (it refuses this worker, or cannot be understood)
+    ├── UpstreamDown              502 upstream_unavailable   (retryable: nobody answers there)
     ├── WorkerLost                500 worker_lost            (its workers died; given up)
     ├── Unreadable                500 unreadable             (stored by another release, or damaged)
     ├── StreamLost                500 stream_lost            (of a stored response, which is there)
     ├── NoWorkers                 503 model_unavailable
+    │   └── ModelLoading          503 model_loading          (on demand, and not there yet)
     ├── BusUnavailable            503 bus_unavailable
     ├── TooManyConnections        503 too_many_connections
     ├── ShuttingDown              503 shutting_down
@@ -45,6 +50,7 @@ class TokenbusError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False  # may the gateway give the job to another worker?
+    is_crash: ClassVar[bool] = True  # if so: may the job be to blame?
     _by_code: ClassVar[dict[str, Any]] = {}  # code -> class
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
@@ -65,6 +71,11 @@ class TokenbusError(Exception):
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def one_line(error: BaseException) -> str:
+    """What it says, or what it is if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def shortened(text: str, longest: int) -> str:
@@ -148,6 +159,27 @@ class EngineFailed(TokenbusError):
     retryable = True
 
 
+class EngineUnable(TokenbusError):
+    code = "engine_unable"
+
+
+class UpstreamBusy(TokenbusError):
+    status = 429
+    type = "rate_limit_error"
+    code = "upstream_busy"
+
+
+class UpstreamFailed(TokenbusError):
+    status = 502
+    code = "upstream_error"
+
+
+class UpstreamDown(UpstreamFailed):
+    code = "upstream_unavailable"
+    retryable = True
+    is_crash = False
+
+
 class WorkerLost(TokenbusError):
     code = "worker_lost"
 
@@ -163,6 +195,21 @@ class StreamLost(TokenbusError):
 class NoWorkers(TokenbusError):
     status = 503
     code = "model_unavailable"
+
+
+class ModelLoading(NoWorkers):
+    code = "model_loading"
+
+    def __init__(self, message: str, *, loading: dict[str, Any] | None = None, **told: Any) -> None:
+        """`loading`: state, progress, eta_seconds."""
+        super().__init__(message, **told)
+        self.loading = loading
+
+    def body(self) -> dict[str, Any]:
+        body = super().body()
+        if self.loading is not None:
+            body["error"]["loading"] = self.loading
+        return body
 
 
 class BusUnavailable(TokenbusError):

@@ -73,14 +73,18 @@ def _text(structured: Structured) -> str:
             return LLMatcher.grammar_from_regex(value)
         case "choice":
             texts = (json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(value))
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
+            return _of_lark("start: " + " | ".join(texts))
         case "grammar":
             if len(value) > LONGEST:  # before it is converted, slowly
                 return str(value)
             lark = any_to_lark(value)
             if re.search("[&~]", LITERALS.sub("", lark)):
                 raise ValueError("'&' and '~' between terminals are not supported")
-            return LLMatcher.grammar_from_lark(lark)
+            return _of_lark(lark)
+
+
+def _of_lark(lark: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": lark}]}, ensure_ascii=False)
 
 
 def json_schema(schema: Any) -> dict[str, Any]:

@@ -25,6 +25,19 @@ class Keys:
         """hash name -> ModelRecord; tells 404 (never heard of) from 503 (nobody alive)."""
         return f"{self.namespace}:models"
 
+    def loaders(self) -> str:
+        """zset with a TTL, loader id -> last seen (s): who loads models on demand; an index, never trusted alone."""
+        return f"{self.namespace}:loaders"
+
+    def loader(self, loader: str) -> str:
+        """string Offer with a TTL: the loader's lease."""
+        return f"{self.namespace}:loader:{loader}"
+
+    def demand(self) -> str:
+        """zset with a TTL, model -> when it was last asked for (s, by a gateway's clock), of those that are loaded on
+        demand."""
+        return f"{self.namespace}:demand"
+
     def jobs(self, model: str, job_class: str) -> str:
         return f"{self.namespace}:jobs:{{{model}}}:{job_class}"
 

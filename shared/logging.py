@@ -15,3 +15,4 @@ def set_up_logging(level: str = "info") -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
+    logging.getLogger("httpx2").setLevel(max(logging.WARNING, logging.getLogger().level))  # a line a request

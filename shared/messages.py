@@ -12,7 +12,7 @@ Fields that a reader does not know are skipped, so that two releases can share a
 
 import secrets
 import socket
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -36,9 +36,11 @@ class Structured(msgspec.Struct, frozen=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one sequence is drawn. `seed` is always set: the gateway draws one where the client gave none."""
+    """How one sequence is drawn. `seed` is always set: the gateway draws one where the client gave none, and then
+    `seeded` is false; an engine for which seeds are slow may draw as it likes."""
 
     seed: int
+    seeded: bool = True
     max_tokens: int | None = None  # None: as many as the context holds
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
@@ -186,6 +188,7 @@ class Progress(msgspec.Struct, kw_only=True, omit_defaults=True):
         return bool(
             self.text
             or self.token_ids
+            or self.logprobs
             or self.reasoning
             or self.tool_calls
             or self.prompt_logprobs
@@ -292,7 +295,9 @@ WorkerState = Literal["ready", "draining"]
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a worker's lease, rewritten at every renewal. `started` in s since the epoch; `step_ms` is what a
-    quick one of its last steps took, 0 if it has not made any."""
+    quick one of its last steps took, 0 if it has not made any. `cache_usage`: the part of the memory for keys and
+    values that running sequences have; `cache_hit_rate`: the part of the prompts' tokens, lately, that were not
+    computed again; None if the engine does not tell. `started_by`: the loader that did, if one did."""
 
     id: str
     model: str
@@ -307,8 +312,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     version: str
     started: float
-    waiting_kv: int | None = None
     step_ms: float = 0.0
+    cache_usage: float | None = None
+    cache_hit_rate: float | None = None
+    started_by: str = ""
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -320,6 +327,28 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     worker: str
     last_seen: float
+
+
+LoadState = Literal["failed", "unloaded", "waiting", "loading", "loaded"]
+LOAD_STATES: tuple[LoadState, ...] = get_args(LoadState)  # who is furthest is the last
+
+
+class Loadable(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is loaded when it is asked for. `waiting`: for memory. `progress` (0 to 1) and `eta_seconds` of a
+    load are guesses by what the last one took, or by the size of the weights; `error` says why one failed."""
+
+    names: list[str]  # the model's, then its aliases
+    state: LoadState = "unloaded"
+    progress: float = 0.0
+    eta_seconds: float = 0.0
+    error: str = ""
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of a loader's lease: what it starts workers for."""
+
+    id: str
+    models: list[Loadable]
 
 
 class Milestone(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -354,6 +383,7 @@ decode_job = msgspec.json.Decoder(Job).decode
 decode_frame = msgspec.json.Decoder(Frame).decode
 decode_control = msgspec.json.Decoder(Control).decode
 decode_worker = msgspec.json.Decoder(WorkerInfo).decode
+decode_offer = msgspec.json.Decoder(Offer).decode
 decode_model = msgspec.json.Decoder(ModelRecord).decode
 decode_trace = msgspec.json.Decoder(Trace).decode
 decode_pieces = msgspec.json.Decoder(list[Progress]).decode

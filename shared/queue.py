@@ -167,6 +167,17 @@ class JobQueue:
             return await self.claimed_before(model, worker)  # of the streams whose group was there
         return await self._claims(rows)
 
+    async def next(self, model: str, worker: str, block_ms: int) -> list[Claim]:
+        """The first job to come within `block_ms`, if one does. As `claim` of a blocking call: never cancel it."""
+        try:
+            return await self._claims(
+                await self._read(worker, self.streams_of(model, worker), ">", count=1, block=block_ms)
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return []  # which the next claim mends
+
     async def claimed_before(self, model: str, worker: str) -> list[Claim]:
         """This worker's own pending list: what a lost read reply had delivered is in it."""
         return await self._claims(await self._read(worker, self.streams_of(model, worker), "0"))

@@ -83,6 +83,31 @@ if found := shutil.which("redis-server"):
     BINARIES["redis"] = found
 
 
+# They take a minute or more. Begun last, each would run beside nothing at the end. Those that compute and those that
+# wait take turns.
+LONG = (
+    "engines/test_vllm.py",
+    "fault/test_lost_workers.py",
+    "fault/test_equality.py",
+    "integration/test_keeper.py",
+    "e2e/clients/test_foreign.py",
+    "fault/test_durable.py",
+    "fault/test_lost_engines.py",
+    "integration/test_session.py",
+    "e2e/test_up.py",
+    "e2e/test_on_demand.py",
+    "e2e/test_upstream.py",
+    "fault/test_chaos.py",
+    "e2e/test_fuzzed.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the event loop of the processes, or on those that they name."""
     loops = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}

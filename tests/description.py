@@ -25,6 +25,7 @@ async def application(*api_keys: str) -> FastAPI:
         no_worker_timeout=1,
         default_max_tokens=None,
         response_ttl=1,
+        aliases={},
         metrics=Metrics(),
         on_fatal=print,
     )

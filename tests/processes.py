@@ -12,17 +12,18 @@ import httpx2
 from tests.conftest import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
+VLLM = ROOT / ".venv" / "vllm" / "bin" / "python"  # of an environment of its own
 
 
 class Process:
     """One `python -m MODULE FLAGS...` with its log in a file."""
 
-    def __init__(self, log: Path, module: str, *flags: str, **environment: str) -> None:
+    def __init__(self, log: Path, module: str, *flags: str, python: str = sys.executable, **environment: str) -> None:
         self.log = log
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENBUS_")} | environment
         with log.open("ab") as sink:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *flags], cwd=ROOT, env=environment, stdout=sink, stderr=sink
+                [python, "-m", module, *flags], cwd=ROOT, env=environment, stdout=sink, stderr=sink
             )
 
     @property
@@ -61,10 +62,11 @@ class Stack:
         self._folder = folder
         self._processes: list[Process] = []
         self.url = ""
+        self.namespace = "tokenbus"
 
-    def spawn(self, module: str, *flags: str, **environment: str) -> Process:
+    def spawn(self, module: str, *flags: str, python: str = sys.executable, **environment: str) -> Process:
         log = self._folder / f"{module}-{len(self._processes)}.log"
-        process = Process(log, module, *flags, REDIS_URL=self.redis_url, **environment)
+        process = Process(log, module, *flags, python=python, REDIS_URL=self.redis_url, **environment)
         self._processes.append(process)
         return process
 
@@ -77,9 +79,10 @@ class Stack:
         return process
 
     async def worker(self, *flags: str, module: str = "worker", **environment: str) -> Process:
-        """Ready to claim when this returns. The echo engine unless the flags say otherwise."""
-        if "--engine" not in flags and "--model-path" not in flags:
-            flags = ("--engine", "echo", *flags)
+        """Ready to claim when this returns. Unless the flags say otherwise, the echo engine, or transformers
+        for a model."""
+        if "--engine" not in flags:
+            flags = ("--engine", "transformers" if "--model-path" in flags else "echo", *flags)
         process = self.spawn(module, *flags, **environment)
 
         def ready() -> bool:
@@ -115,7 +118,7 @@ class Stack:
 
         redis = connect(self.redis_url)
         try:
-            return await rows(redis, Keys())
+            return await rows(redis, Keys(self.namespace))
         finally:
             await redis.aclose()
 

@@ -21,6 +21,7 @@ from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.inquiry import Inquiry
 from worker.outbox import Outbox
 from worker.pace import Pace
+from worker.room import Room
 from worker.running import RunningJob
 
 log = get_logger(__name__)
@@ -51,9 +52,13 @@ class Session:
         engine: Engine,
         engine_info: EngineInfo,
         names: list[str],
+        adapter: int,
+        room: Room,
+        started_by: str = "",
         hang_timeout: float,
         drain_timeout: float,
     ) -> None:
+        """adapter: as in EngineRequest."""
         self.id = new_process_id()
         self.model = names[0]
         self._redis = redis
@@ -61,6 +66,9 @@ class Session:
         self._engine = engine
         self._engine_info = engine_info
         self._names = names
+        self._adapter = adapter
+        self._room = room
+        self._started_by = started_by
         self._hang_timeout = hang_timeout
         self._drain_timeout = drain_timeout
         self._queue = JobQueue(redis, keys)
@@ -74,6 +82,7 @@ class Session:
         self._running: dict[str, RunningJob] = {}  # by request id: what the engine has
         self._held: dict[Entry, RunningJob] = {}  # what is not settled yet
         self._suspects: deque[RunningJob] = deque()  # wait until nothing else runs
+        self._waits = False  # for a job, in a room that is shared
         self._suspect = ""  # the last that was started, by its request id
         self._leaving: Leaving | None = None
         self.asked_to_drain = False
@@ -91,6 +100,7 @@ class Session:
         before those the names, so that a worker that is refused leaves no streams behind."""
         await bind_names(self._redis, self._keys, self.info())
         await self._queue.create_groups(self.model, self.id)
+        self._room.enter(self)
         async with asyncio.TaskGroup() as tasks:
             helpers = [
                 tasks.create_task(self._outbox.run(), name="outbox"),
@@ -105,6 +115,7 @@ class Session:
                 if await self._subscribes(hearing):
                     await self._serve()
             finally:
+                self._room.leave(self)
                 self._lease.stop()
                 for helper in helpers:
                     helper.cancel()
@@ -138,7 +149,7 @@ class Session:
             self._reading.reschedule(self._loop.time() + READ_ENDS_S)
 
     def info(self) -> WorkerInfo:
-        engine = self._engine_info
+        engine, cache = self._engine_info, self._engine.cache()
         return WorkerInfo(
             id=self.id,
             model=self.model,
@@ -154,6 +165,9 @@ class Session:
             version=__version__,
             started=self._started,
             step_ms=round(self._pace.step_ms, 3),
+            cache_usage=_rounded(cache.usage),
+            cache_hit_rate=_rounded(cache.hit_rate),
+            started_by=self._started_by,
         )
 
     def _healthy(self) -> bool:
@@ -185,32 +199,68 @@ class Session:
                     # A read whose reply was lost has delivered its jobs all the same.
                     await self._claim(self._queue.claimed_before(self.model, self.id))
                     reread = False
-                if self._suspects and not self._running:
+                if self._suspects and self._room.is_free_for_suspect() and self._engine.accepts():
                     await self._start_suspect()
-                elif free := self._free_slots():
-                    handicap = self._pace.handicap_ms
-                    await self._claim(self._queue.claim(self.model, self.id, free, BLOCK_MS, handicap))
+                elif self._free_slots():
+                    await self._claim_new()
                 else:
-                    await self._changed.wait()
-                    self._changed.clear()
+                    await self._change_within(BEAT_S)  # an engine that accepts again says nothing
             except BUS_ERRORS as error:
                 log.warning("could not claim: %s", error)
                 reread = True
                 await asyncio.sleep(BEAT_S)
 
-    async def _claim(self, claims: Awaitable[list[Claim]]) -> None:
-        """Raises TimeoutError if the session is to end and Redis does not answer."""
+    async def _claim_new(self) -> None:
+        """Waits for a job, if there is none."""
+        handicap = self._pace.handicap_ms
+        if not self._room.is_shared:
+            await self._claim(self._queue.claim(self.model, self.id, self._room.free(), BLOCK_MS, handicap))
+            return
+        async with self._room.turn:
+            free = self._free_slots()
+            if self._leaving is not None or not free:
+                return
+            if await self._claim(self._queue.claim(self.model, self.id, free, 0, handicap)):
+                self._room.claimed(self)
+                return
+            self._waits = not handicap
+        if handicap:
+            await self._change_within(BEAT_S / 4)
+            return
+        try:
+            if self._leaving is None:
+                await self._claim(self._queue.next(self.model, self.id, BLOCK_MS))
+        finally:
+            self._waits = False
+            self._room.changed()
+
+    async def _claim(self, claims: Awaitable[list[Claim]]) -> bool:
+        """Whether there are any. Raises TimeoutError if the session is to end and Redis does not answer."""
         async with asyncio.timeout(None) as self._reading:
             try:
-                await self._start(await claims)
+                found = await claims
+                await self._start(found)
+                return bool(found)
             finally:
                 self._reading = None
 
     def _free_slots(self) -> int:
-        """None beside a suspect, waiting or running."""
-        if self._suspects or self._suspect in self._running:
-            return 0
-        return max(0, self._engine_info.slots - len(self._running))
+        return self._room.free() if self._engine.accepts() else 0
+
+    @property
+    def occupied(self) -> int:
+        return len(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running and not self._waits
+
+    @property
+    def has_suspect(self) -> bool:
+        return bool(self._suspects) or self._suspect in self._running
+
+    def wake(self) -> None:
+        self._changed.set()
 
     async def _start(self, claims: list[Claim]) -> None:
         new = [RunningJob(job, entry, self.id) for entry, job in claims if entry not in self._held]
@@ -231,6 +281,7 @@ class Session:
                 self._outbox.settle_unrun(running)
             elif _is_suspect(running):
                 self._suspects.append(running)
+                self._room.changed()
             else:
                 self._outbox.changed(running)  # publishes Claimed
                 self._submit(running)
@@ -251,7 +302,9 @@ class Session:
         assert isinstance(job.payload, dict)
         self._running[running.request_id] = running
         self._engine.submit(
-            EngineRequest(running.request_id, job.kind, job.payload, job.sampling, job.choice, job.resume)
+            EngineRequest(
+                running.request_id, job.kind, job.payload, job.sampling, job.choice, job.resume, self._adapter
+            )
         )
 
     # -- progress -------------------------------------------------------------------------------------------------
@@ -273,7 +326,7 @@ class Session:
 
     def _free(self, running: RunningJob) -> None:
         self._running.pop(running.request_id, None)
-        self._changed.set()
+        self._room.changed()
 
     def _settled(self, running: RunningJob) -> None:
         self._held.pop(running.entry, None)
@@ -375,10 +428,13 @@ class Session:
             left = since + self._drain_timeout - time.monotonic()
             if left <= 0:
                 return
-            self._changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
+            await self._change_within(left)
+
+    async def _change_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        self._changed.clear()
 
     async def _say_goodbye(self) -> None:
         for running in self._running.values():
@@ -399,3 +455,7 @@ class Session:
 
 def _is_suspect(running: RunningJob) -> bool:
     return running.job.crashes >= SUSPECT_AFTER_CRASHES
+
+
+def _rounded(part: float | None) -> float | None:
+    return None if part is None else round(part, 3)

@@ -50,7 +50,7 @@ async def run_module(module: str, *flags: str) -> bytes:
 
 async def start_module(module: str, *flags: str) -> asyncio.subprocess.Process:
     """Away from the terminal, whose Ctrl-C is ours; and it cannot outlive us."""
-    tether = ("-m", "cli.tether", str(os.getpid()), str(int(signal.SIGKILL)))
+    tether = ("-m", "shared.tether", str(os.getpid()), str(int(signal.SIGKILL)))
     return await asyncio.create_subprocess_exec(
         *(sys.executable, *tether, sys.executable, "-m", module, *flags),
         stdin=asyncio.subprocess.PIPE,

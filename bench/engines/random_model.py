@@ -1,5 +1,9 @@
-"""Models of known shapes with random weights, made where they run: nothing is downloaded, nothing written."""
+"""Models of known shapes with random weights, made where they run: nothing is downloaded, and nothing written but by
 
+python -m bench.engines.random_model qwen2.5-7b FOLDER [DEVICE]
+"""
+
+import sys
 from functools import cached_property
 from typing import Any
 
@@ -86,3 +90,14 @@ class RandomCheckpoint(Checkpoint):
 
     def fingerprint(self, model: PreTrainedModel, tokenizer: Any) -> str:
         return "random"
+
+
+def main() -> None:
+    shape, folder, device = [*sys.argv[1:], "cpu"][:3]
+    checkpoint = RandomCheckpoint(shape, device, torch.bfloat16, 0)
+    checkpoint.causal_model().save_pretrained(folder)
+    checkpoint.tokenizer().save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,9 @@ from rich.table import Table
 OURS = "tokenbus"
 ALONE = "generate"
 PEERS_MODEL = "qwen2.5-7b"
-# Measured on the same kind of machine, with 128 tokens in and out, but not in the same run (H100).
+# On an H100, with 128 tokens in and out: vLLM on the same machine as ours, the others elsewhere.
 PEERS = {
-    "vLLM 0.25": {1: 161.0, 16: 2355.0, 64: 7378.0, 256: 11769.0},
+    "vLLM 0.25": {1: 161.0, 16: 2380.0, 64: 7645.0, 256: 16176.0},
     "transformers' continuous batching": {1: 33.0, 256: 2008.0},
     "one request at a time": {1: 32.0},
 }

@@ -17,6 +17,7 @@ from bench.peers.steps import TOKEN, Steps
 from bench.systems import PACE_MS
 from gateway.app import Gateway
 from gateway.asked import Asked
+from gateway.client import Client
 from gateway.endpoints import Accepted
 from gateway.generate import Answer
 from gateway.hub import Hub
@@ -113,6 +114,9 @@ class GatewayWithoutBus:
 
     def stop(self, grace: float) -> None:
         pass
+
+    async def route(self, name: str, user: str | None, client: Client) -> str:
+        return name
 
     async def accept(self, act: Callable[[], Awaitable[Accepted]]) -> Accepted:
         return await act()

@@ -68,7 +68,7 @@ class Peer(ABC):
             grace_s=GRACE_S,
             environment={"NO_PROXY": "127.0.0.1", "PYTHONPATH": path, **(environment or {})},
         )
-        self.processes.setdefault(role, []).append(await self._supervisor.start(service))
+        self.processes.setdefault(role, []).append((await self._supervisor.start(service)).pid)
 
     async def until_it_listens(self, port: int) -> None:
         await self._until(lambda: _listens(port), f"port {port}")

@@ -29,7 +29,7 @@ def message_endpoints(gateway: Acceptance, bodies: Bodies) -> dict[str, Endpoint
 
     async def count(body: CountTokensRequest, asked: Asked) -> Answer:
         payload = body.chat().payload() | {"add_special_tokens": False}
-        return await generator.ask("tokenize", body.model, [payload], asked)
+        return await generator.ask("tokenize", [payload], asked)
 
     def counted(_: CountTokensRequest, answer: Answer) -> Reply:
         return ResultReply(answer, lambda results: {"input_tokens": len(results[0]["tokens"])})

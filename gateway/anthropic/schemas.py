@@ -196,6 +196,11 @@ class MessagesRequest(CountTokensRequest):
     metadata: FreeForm | None = None
     service_tier: str | None = None
 
+    @property
+    def end_user(self) -> str | None:
+        user = (self.metadata or {}).get("user_id")
+        return user if isinstance(user, str) else None
+
     @model_validator(mode="after")
     def _room_for_the_reply(self) -> Self:
         if isinstance(self.thinking, ThinkingEnabled) and self.thinking.budget_tokens >= self.max_tokens:

@@ -5,11 +5,25 @@ from http import HTTPStatus
 from typing import Any
 
 from gateway.anthropic.errors import error_type
-from shared.errors import TokenbusError
+from shared.errors import ModelLoading, TokenbusError
+from shared.messages import LOAD_STATES
 
 Schema = dict[str, Any]
 
 HEADERS = {401: ("www-authenticate",), 429: ("retry-after", "retry-after-ms"), 503: ("retry-after", "retry-after-ms")}
+
+
+LOADING: Schema = {
+    "type": "object",
+    "description": "with model_loading: how far it is, and a guess how long it takes",
+    "properties": {
+        "state": {"enum": list(LOAD_STATES)},
+        "progress": {"type": "number", "minimum": 0, "maximum": 1},
+        "eta_seconds": {"type": "number", "minimum": 0},
+    },
+    "required": ["state", "progress", "eta_seconds"],
+    "additionalProperties": False,
+}
 
 
 def name_of(status: int, *, anthropic: bool) -> str:
@@ -49,14 +63,15 @@ def _tree(error: type[TokenbusError]) -> Iterator[type[TokenbusError]]:
 
 
 def _openai(errors: Sequence[type[TokenbusError]]) -> Schema:
-    return _object(
-        error=_object(
-            message={"type": "string"},
-            type={"enum": sorted({error.type for error in errors})},
-            param={"type": ["string", "null"], "description": "what is wrong, where that can be said"},
-            code={"enum": [error.code for error in errors]},
-        )
+    error = _object(
+        message={"type": "string"},
+        type={"enum": sorted({error.type for error in errors})},
+        param={"type": ["string", "null"], "description": "what is wrong, where that can be said"},
+        code={"enum": [error.code for error in errors]},
     )
+    if ModelLoading in errors:
+        error["properties"]["loading"] = LOADING
+    return _object(error=error)
 
 
 def _object(**properties: Schema) -> Schema:

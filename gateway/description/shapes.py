@@ -5,6 +5,8 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from shared.messages import LoadState
+
 Count = Annotated[int, Field(ge=0)]
 shape = with_config(ConfigDict(extra="forbid", strict=True))
 
@@ -205,12 +207,19 @@ class Embeddings(TypedDict):
 
 
 @shape
+class LoadStatus(TypedDict):
+    value: LoadState
+
+
+@shape
 class Model(TypedDict):
     id: str
     object: Literal["model"]
-    created: Annotated[int, Field(description="when its oldest living worker started")]
+    created: Annotated[int, Field(description="when its oldest living worker started; 0 if there is none")]
     owned_by: Literal["tokenbus"]
-    max_model_len: Annotated[int, Field(ge=1, description="tokens of prompt and reply together")]
+    status: LoadStatus
+    max_model_len: NotRequired[Annotated[int, Field(ge=1, description="tokens of prompt and reply together")]]
+    shares: NotRequired[Annotated[dict[str, float], Field(description="of an alias: of each of its models")]]
 
 
 @shape

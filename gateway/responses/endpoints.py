@@ -42,7 +42,10 @@ def response_endpoints(gateway: Keeping, bodies: Bodies) -> dict[str, Endpoint[A
     """By path."""
 
     def reply(body: ResponsesRequest, answer: Answer) -> Reply:
-        response = answer.recording.response if isinstance(answer, RecordedAnswer) else described(body, answer.id)
+        if isinstance(answer, RecordedAnswer):
+            response = answer.recording.response
+        else:
+            response = described(body, answer.id, answer.model)
         if body.stream:
             events = partial(ResponseEvents, response)
             return StreamReply(answer, events, include_usage=True, waits=not body.background)

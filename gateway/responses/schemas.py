@@ -194,6 +194,10 @@ class ResponsesRequest(PromptOfResponse, SampledRequest):
     safety_identifier: str | None = None
     service_tier: str | None = None
 
+    @property
+    def end_user(self) -> str | None:
+        return self.user or self.safety_identifier
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if self.background and self.store is False:

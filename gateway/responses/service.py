@@ -38,7 +38,7 @@ class Responses:
         chat = _chat(body, said)
         if not body.is_stored:
             return await self._generator.chat(chat, asked, "resp_")
-        response = described(body, f"resp_{asked.hex}")
+        response = described(body, f"resp_{asked.hex}", asked.model)
         kept = [*before, *stored_items(said[len(before) :], asked.hex)]
 
         opened = False
@@ -60,7 +60,7 @@ class Responses:
     async def count(self, body: InputTokensRequest, asked: Asked) -> Answer:
         _, said = await self._said(body, asked)
         payload = _chat(body, said).payload() | {"add_special_tokens": False}
-        return await self._generator.ask("tokenize", body.model, [payload], asked)
+        return await self._generator.ask("tokenize", [payload], asked)
 
     async def _said(self, body: PromptOfResponse, asked: Asked) -> tuple[list[dict[str, Any]], list[Said]]:
         """The items of the conversation before as they are stored, and all of them."""
@@ -169,7 +169,7 @@ def _chat(body: PromptOfResponse, said: Sequence[Said]) -> ChatCompletionRequest
         raise InvalidRequest(str(error)) from None
 
 
-def described(body: ResponsesRequest, id: str) -> dict[str, Any]:
+def described(body: ResponsesRequest, id: str, model: str) -> dict[str, Any]:
     """The response object, before anything is made: what was asked for, with the defaults."""
     said = body.model_dump(mode="json", by_alias=True, exclude={"input"})
     choice = body.tool_choice or "auto"
@@ -186,7 +186,7 @@ def described(body: ResponsesRequest, id: str) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": body.max_tool_calls,
         "metadata": body.metadata or {},
-        "model": body.model,
+        "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,

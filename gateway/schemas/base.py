@@ -143,6 +143,11 @@ class Request(Strict):
     model: str = Field(min_length=1, max_length=MAX_NAME)
     user: str | None = None
 
+    @property
+    def end_user(self) -> str | None:
+        """Who asks, as the client tells it; the protocols call it by several names."""
+        return self.user
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_honoured(cls, body: Any) -> Any:

@@ -211,6 +211,10 @@ class ChatCompletionRequest(GenerationRequest):
     service_tier: str | None = None
     verbosity: str | None = None
 
+    @property
+    def end_user(self) -> str | None:
+        return self.user or self.safety_identifier
+
     @field_validator("tools")
     @classmethod
     def _small_together(cls, tools: list[Tool] | None) -> list[Tool] | None:

@@ -31,6 +31,8 @@ client = redis.Redis(port={port}, password=os.environ.get("REDISCLI_AUTH") or No
 print("PONG" if client.execute_command(*sys.argv[1:]) else "")
 """
 
+IN_IMAGES = {"TOKENBUS_ENGINE": "transformers"}  # there is no llama.cpp in them, and auto would not find it
+
 
 class Compose:
     def __init__(self, folder: Path) -> None:
@@ -109,4 +111,4 @@ class Compose:
     def _environment(self, service: dict[str, Any]) -> dict[str, str]:
         own = {key: self._local(str(value)) for key, value in service.get("environment", {}).items()}
         path = f"{self._folder / 'bin'}:{os.environ['PATH']}"
-        return {"PATH": path, "HOSTNAME": socket.gethostname(), "PYTHONPATH": str(ROOT), **own}
+        return {"PATH": path, "HOSTNAME": socket.gethostname(), "PYTHONPATH": str(ROOT), **IN_IMAGES, **own}

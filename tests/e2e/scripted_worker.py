@@ -11,6 +11,7 @@ from shared.messages import Usage
 from worker import __main__ as worker
 from worker.engines import echo_impl
 from worker.engines.base import EngineInfo, EngineRequest, Output
+from worker.engines.figures import CacheFigures
 from worker.engines.options import EngineOptions
 
 MAX_MODEL_LEN = 1000
@@ -80,6 +81,9 @@ class ScriptedStepper:
 
     def has_work(self) -> bool:
         return bool(self._running)
+
+    def cache(self) -> CacheFigures:
+        return CacheFigures()
 
     def step(self) -> list[Output]:
         outputs = [script.popleft() for script in self._running.values()]

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -87,8 +88,13 @@ async def answer(openai: AsyncOpenAI, number: int) -> list[Any]:
     return [said, reply.usage.completion_tokens, reply.choices[0].finish_reason]
 
 
-@pytest.mark.parametrize("concurrency", [1, 8])
-async def test_greedy_text_is_that_of_generate(model_stack: Stack, expected: list[list[Any]], concurrency: int) -> None:
+EVERY = range(len(CHATS) + len(PROMPTS))
+
+
+@pytest.mark.parametrize(("concurrency", "numbers"), [(1, (1, 5, 9, 11)), (8, EVERY)], ids=["alone", "in company"])
+async def test_greedy_text_is_that_of_generate(
+    model_stack: Stack, expected: list[list[Any]], concurrency: int, numbers: Iterable[int]
+) -> None:
     room = asyncio.Semaphore(concurrency)  # the next comes when one leaves: staggered, in mixed company
 
     async def one(openai: AsyncOpenAI, number: int) -> None:
@@ -96,7 +102,7 @@ async def test_greedy_text_is_that_of_generate(model_stack: Stack, expected: lis
             assert await answer(openai, number) == expected[number], number
 
     async with sdk(model_stack) as openai, asyncio.TaskGroup() as tasks:
-        for number in range(len(CHATS) + len(PROMPTS)):
+        for number in numbers:
             tasks.create_task(one(openai, number))
 
 

@@ -1,6 +1,7 @@
 """Tiny random models with a real tokenizer, loaded through the normal path."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.engines.driving import Reference, SaveModel, Stepping
+from tests.engines.gguf_of import gguf_of
 from worker.engines.options import EngineOptions
 from worker.engines.transformers_impl import TransformersStepper
+
+collect_ignore = [] if find_spec("vllm") else ["vllm"]  # its tests run in an environment of its own
 
 VOCABULARY = 384
 TEXT = (
@@ -72,6 +76,19 @@ def save_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def llama_for_vllm(save_model: SaveModel) -> Path:
+    """Whose heads are as wide as vLLM's kernels for CPUs want them at the least, and that has a lot to say."""
+    heads = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return save_model("llama", max_position_embeddings=4096, **heads)
+
+
+@pytest.fixture(scope="session")
+def llama_gguf(llama_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, as llama.cpp reads it."""
+    return gguf_of(llama_for_vllm, tmp_path_factory.mktemp("gguf") / "llama.gguf")
 
 
 @pytest.fixture(scope="session")

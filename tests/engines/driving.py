@@ -84,6 +84,7 @@ class Stepping:
         *,
         choice: int = 0,
         resume: Resume | None = None,
+        adapter: int = 0,
         **sampling: Any,
     ) -> str:
         """A completion of a text or of ids; a dict is any other payload, of the kind that its key tells."""
@@ -93,7 +94,8 @@ class Stepping:
         kinds = {"prompt": "completion", "messages": "chat", "inputs": "embedding", "query": "rerank"}
         kind = kinds[next(iter(payload))]
         sampling = {"seed": 0, "temperature": 0.0, **sampling}
-        request = EngineRequest(request_id, kind, payload, SamplingParams(**sampling), choice, resume)  # type: ignore[arg-type]
+        params = SamplingParams(**sampling)
+        request = EngineRequest(request_id, kind, payload, params, choice, resume, adapter)  # type: ignore[arg-type]
         self.stepper.add(self.stepper.prepare(request))
         self.answers[request_id] = Answer()
         return request_id
@@ -150,7 +152,7 @@ class Reference:
         reference.model = type(packed)(config).eval()
         reference.model.load_state_dict(packed.state_dict())
         reference.model.generation_config = packed.generation_config
-        reference.tokenizer = engine.generation._tokenizer
+        reference.tokenizer = engine.generation._frontend.tokenizer
         return reference
 
     def greedy(self, prompt: str | list[int], tokens: int, **options: Any) -> list[int]:

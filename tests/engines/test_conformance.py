@@ -2,19 +2,28 @@
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from shared.messages import Resume, SamplingParams, Structured
+from tests.e2e.conftest import started as started_stack
 from tests.engines.driving import Answer
+from tests.processes import Stack
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.engines.options import EngineOptions
 
 WORDS = "alpha beta gamma delta epsilon"
-LIMIT = 10.0  # seconds for anything to happen
+LIMIT = 30.0  # seconds for anything to happen
+LONG = 3500  # tokens: more than are made while somebody looks
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Client:
@@ -24,7 +33,20 @@ class Client:
         self.engine = engine
         self.info = info
         self.answers: dict[str, Answer] = {}
+        self.is_stopped = False
+        self._test = 0
         self._news = asyncio.Event()
+
+    def begin(self) -> None:
+        """A test, whose requests have names that no other one gave."""
+        self._test += 1
+        self.answers.clear()
+
+    def _name(self, request_id: str) -> str:
+        return f"{self._test}: {request_id}"
+
+    def abort(self, request_id: str) -> None:
+        self.engine.abort(self._name(request_id))
 
     def deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -37,12 +59,14 @@ class Client:
         payload: dict[str, Any] | None = None,
         kind: Any = "chat",
         resume: Resume | None = None,
+        adapter: int = 0,
         **sampling: Any,
     ) -> Answer:
         payload = {"messages": [{"role": "user", "content": WORDS}]} if payload is None else payload
         params = SamplingParams(**{"seed": 1, "temperature": 0.0, "max_tokens": 12, **sampling})
-        answer = self.answers[request_id] = Answer()
-        self.engine.submit(EngineRequest(request_id, kind, payload, params, resume=resume))
+        name = self._name(request_id)
+        answer = self.answers[name] = Answer()
+        self.engine.submit(EngineRequest(name, kind, payload, params, resume=resume, adapter=adapter))
         return answer
 
     async def until(self, predicate: Callable[[], bool], description: str) -> None:
@@ -61,6 +85,16 @@ class Client:
         await self.until(lambda: answer.ended, f"the end of {request_id}")
         return answer
 
+    def has_made(self, answer: Answer, tokens: int) -> bool:
+        """Counted by all that is told of them."""
+        ids = tokens if self.info.resumable else 0
+        return answer.usage is not None and (answer.usage.completion_tokens, len(answer.token_ids)) == (tokens, ids)
+
+    def not_for(self, **engines: str) -> None:
+        """Skips what an engine does not have, and says why."""
+        if (why := engines.get(self.info.name)) is not None:
+            pytest.skip(why)
+
     async def idle(self) -> None:
         """Work is forgotten within a step; nothing is delivered then, so that this has to look."""
         for _ in range(int(LIMIT / 0.005)):
@@ -70,22 +104,53 @@ class Client:
         pytest.fail("the engine still works")
 
 
-@pytest.fixture(scope="module", params=["echo", "transformers"])
-def loaded(request: pytest.FixtureRequest, llama: Path) -> tuple[str, EngineInfo, Callable[[], Engine]]:
-    """Loads each engine once; every test starts it anew."""
-    module = importlib.import_module(f"worker.engines.{request.param}_impl")
-    options = EngineOptions(model_path=str(llama), device="cpu", threads=1, slots=4, echo_interval_ms=1)
-    engine = module.create(options)
-    return request.param, engine.load(), lambda: engine
+Loaded = tuple[EngineInfo, Engine]
+ENGINES = "echo,transformers,llamacpp,openai"
+OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "slots": 4, "echo_interval_ms": 1, "dtype": "float32"}
+OF_LLAMA_CPP: dict[str, Any] = {"dtype": None}
+OF_VLLM: dict[str, Any] = {"device": None, "enforce_eager": True}
 
 
-@pytest.fixture
-async def client(loaded: tuple[str, EngineInfo, Callable[[], Engine]]) -> AsyncIterator[Client]:
-    _, info, make = loaded
-    client = Client(make(), info)
-    client.engine.start(client.deliver)
+@pytest.fixture(scope="module", params=os.environ.get("TESTED_ENGINES", ENGINES).split(","))
+def loaded(request: pytest.FixtureRequest, llama: Path, llama_for_vllm: Path, llama_gguf: Path) -> Iterator[Loaded]:
+    """Loads each engine once."""
+    models = {"vllm": (llama_for_vllm, OF_VLLM), "llamacpp": (llama_gguf, OF_LLAMA_CPP)}
+    path, options = models.get(request.param, (llama, {}))
+    with ExitStack() as held:
+        if request.param == "openai":
+            folders = request.getfixturevalue("tmp_path_factory")
+            upstream = held.enter_context(started_stack(folders, partial(start_upstream, path)))
+            options = {"upstream_url": f"{upstream.url}/v1", "upstream_model": "m"}
+        module = importlib.import_module(f"worker.engines.{request.param}_impl")
+        engine = module.create(EngineOptions(model_path=str(path), **{**OPTIONS, **options}))
+        yield engine.load(), engine
+
+
+async def start_upstream(path: Path, stack: Stack) -> None:
+    await stack.gateway()
+    await stack.worker("--model-path", str(path), "--model-names", "m", "--dtype", "float32", "--threads", "1")
+    await stack.models("m")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started(loaded: Loaded) -> AsyncIterator[Client]:
+    info, engine = loaded
+    client = Client(engine, info)
+    engine.start(client.deliver)
     yield client
-    await client.engine.stop()
+    if not client.is_stopped:
+        await engine.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(started: Client) -> AsyncIterator[Client]:
+    started.begin()
+    yield started
+    if not started.is_stopped:
+        for name, answer in started.answers.items():
+            if not answer.ended:
+                started.engine.abort(name)
+        await started.idle()
 
 
 async def test_it_says_what_it_is(client: Client) -> None:
@@ -94,17 +159,16 @@ async def test_it_says_what_it_is(client: Client) -> None:
     assert info.fingerprint
     assert info.slots == 4
     assert info.max_model_len > 0
-    assert info.resumable
+    assert info.resumable is (info.name != "openai")  # a protocol without token ids
 
 
 async def test_it_streams_and_counts(client: Client) -> None:
     answer = await client.answer("a")
     assert len(answer.texts) > 1
     assert answer.text
-    assert len(answer.token_ids) == 12
+    assert client.has_made(answer, 12)
     assert answer.finish_reason == "length"
     assert answer.usage is not None
-    assert answer.usage.completion_tokens == 12
     assert answer.usage.prompt_tokens > 0
 
 
@@ -117,7 +181,8 @@ async def test_equal_requests_have_equal_answers_alone_and_together(client: Clie
 
 async def test_one_token_may_be_all_that_is_asked_for(client: Client) -> None:
     answer = await client.answer("a", max_tokens=1)
-    assert (len(answer.token_ids), answer.finish_reason) == (1, "length")
+    assert client.has_made(answer, 1)
+    assert answer.finish_reason == "length"
 
 
 async def test_a_stop_string_ends_the_text_before_it(client: Client) -> None:
@@ -128,10 +193,12 @@ async def test_a_stop_string_ends_the_text_before_it(client: Client) -> None:
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
     assert answer.usage is not None
-    assert answer.usage.completion_tokens == len(answer.token_ids)
+    assert client.has_made(answer, answer.usage.completion_tokens)
+    assert 0 < answer.usage.completion_tokens < 12
 
 
 async def test_the_stop_string_that_was_met_is_told(client: Client) -> None:
+    client.not_for(openai="the protocol does not tell which one it was")
     whole = await client.answer("whole")
     stop = whole.text[6:11]
     assert whole.stop is None
@@ -141,13 +208,16 @@ async def test_the_stop_string_that_was_met_is_told(client: Client) -> None:
 @pytest.mark.parametrize("top", [0, 1])
 async def test_each_token_has_its_log_probability_where_it_is_asked_for(client: Client, top: int) -> None:
     answer = await client.answer("a", logprobs=top)
-    assert len(answer.logprobs) == len(answer.token_ids) == 12
+    assert len(answer.logprobs) == 12
+    assert client.has_made(answer, 12)
     assert all(one.logprob is not None and one.logprob <= 0 and len(one.top) == top for one in answer.logprobs)
-    assert answer.token_ids == (await client.answer("plain")).token_ids
+    plain = await client.answer("plain")
+    assert (answer.text, answer.token_ids) == (plain.text, plain.token_ids)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
 async def test_an_echoed_prompt_comes_first_and_once(client: Client, max_tokens: int) -> None:
+    client.not_for(llamacpp="llama-server does not tell the logprobs of a prompt", openai="nor do all upstreams")
     request: dict[str, Any] = {"kind": "completion", "payload": {"prompt": WORDS}, "max_tokens": max_tokens}
     plain = await client.answer("plain", **request)
     echoed = await client.answer("echoed", **request, echo=True, logprobs=1)
@@ -164,10 +234,12 @@ async def test_an_echoed_prompt_comes_first_and_once(client: Client, max_tokens:
 
 async def test_min_tokens_and_ignore_eos_are_kept(client: Client) -> None:
     answer = await client.answer("a", max_tokens=9, min_tokens=9, ignore_eos=True)
-    assert (len(answer.token_ids), answer.finish_reason) == (9, "length")
+    assert client.has_made(answer, 9)
+    assert answer.finish_reason == "length"
 
 
 async def test_no_tokens_asked_for_none_made(client: Client) -> None:
+    client.not_for(openai="the protocol has no reply of no tokens")
     answer = await client.answer("a", max_tokens=0)
     assert (answer.token_ids, answer.text, answer.finish_reason) == ([], "", "length")
 
@@ -190,8 +262,7 @@ async def test_what_an_engine_has_not_it_refuses_by_name(client: Client, param: 
 
 
 async def test_a_bad_grammar_is_told_so_and_hurts_no_good_one_beside_it(client: Client) -> None:
-    if client.info.name == "echo":
-        pytest.skip("it has no grammars")
+    client.not_for(echo="it has no grammars")
     good = client.submit("good", structured=Structured("regex", "[a-z]{5}"))
     bad = await client.answer("bad", structured=Structured("regex", "(a"))
     await client.until(lambda: good.ended, "the good one's end")
@@ -201,26 +272,26 @@ async def test_a_bad_grammar_is_told_so_and_hurts_no_good_one_beside_it(client: 
 
 
 async def test_a_cancelled_request_leaves_nothing_running(client: Client) -> None:
-    answer = client.submit("a", max_tokens=200)
-    await client.until(lambda: len(answer.token_ids) > 2, "a few tokens")
-    client.engine.abort("a")
+    answer = client.submit("a", max_tokens=LONG)
+    await client.until(lambda: len(answer.texts) > 2, "a few tokens")
+    client.abort("a")
     await client.idle()
-    tokens = len(answer.token_ids)
+    told = len(answer.texts)
     assert (await client.answer("b")).finish_reason == "length"
-    assert len(answer.token_ids) <= tokens < 200
+    assert len(answer.texts) <= told < LONG
     assert not answer.ended
 
 
 async def test_a_request_that_is_cancelled_while_it_is_prepared_is_not_answered(client: Client) -> None:
-    answer = client.submit("a", max_tokens=200)
-    client.engine.abort("a")
+    answer = client.submit("a", max_tokens=LONG)
+    client.abort("a")
     await client.answer("b")
     await client.idle()
     assert not answer.ended
 
 
 async def test_cancelling_what_is_unknown_does_nothing(client: Client) -> None:
-    client.engine.abort("never seen")
+    client.abort("never seen")
     assert (await client.answer("a")).finish_reason == "length"
 
 
@@ -243,16 +314,74 @@ async def test_a_bad_request_is_told_so_and_hurts_no_neighbour(
     assert neighbour.text == expected.text
 
 
-@pytest.mark.parametrize("stop", [(), ("{middle}",)])
-async def test_resumed_anywhere_it_equals_the_undisturbed(client: Client, stop: tuple[str, ...]) -> None:
-    if stop:
-        stop = ((await client.answer("plain")).text[9:16],)
-    whole = await client.answer("whole", stop=stop)
+SAMPLING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "stopped": {},  # within the text that "plain" has
+    "constrained": {"structured": Structured("regex", "([a-z]{3} [0-9]){4}"), "max_tokens": 40},
+    "penalized": {"presence_penalty": 0.7, "frequency_penalty": 1.5, "repetition_penalty": 1.1, "max_tokens": 24},
+}
+
+
+@pytest.mark.parametrize("how", SAMPLING)
+async def test_resumed_anywhere_it_equals_the_undisturbed(client: Client, how: str) -> None:
+    client.not_for(openai="without token ids nobody can go on from them")
+    sampling = SAMPLING[how]
+    if how == "stopped":
+        sampling = {"stop": ((await client.answer("plain")).text[9:16],)}
+    elif sampling:
+        client.not_for(echo="it draws nothing")
+    whole = await client.answer("whole", **sampling)
     for tokens in range(len(whole.token_ids) + 1):
         ids, text = whole.token_ids[:tokens], "".join(whole.texts[:tokens])
-        rest = await client.answer(f"from {tokens}", stop=stop, resume=Resume(ids, len(text)))
+        rest = await client.answer(f"from {tokens}", **sampling, resume=Resume(ids, len(text)))
         assert (ids + rest.token_ids, text + rest.text) == (whole.token_ids, whole.text)
         assert (rest.finish_reason, rest.counts) == (whole.finish_reason, whole.counts)
+
+
+async def test_penalties_change_what_is_said(client: Client) -> None:
+    client.not_for(echo="it draws nothing")
+    plain, penalized = await client.answer("plain", max_tokens=24), await client.answer("p", **SAMPLING["penalized"])
+    assert penalized.text != plain.text
+    if client.info.resumable:
+        assert len(set(penalized.token_ids)) > len(set(plain.token_ids))
+
+
+async def test_a_grammar_may_ask_for_special_tokens(client: Client) -> None:
+    client.not_for(echo="it has no grammars")
+    grammar = Structured("grammar", 'start: "the" <|begin|> "dog"')
+    answer = await client.answer("a", structured=grammar)
+    assert answer.finish_reason == "stop"
+    assert 0 in answer.token_ids or not client.info.resumable
+    assert answer.text == "thedog"
+
+
+async def test_a_seed_repeats_and_another_differs(client: Client) -> None:
+    client.not_for(echo="it draws nothing")
+    drawn = {"temperature": 1.0, "ignore_eos": True}
+    first, again, other = [await client.answer(f"seed {seed}", seed=seed, **drawn) for seed in (3, 3, 4)]
+    assert first.text == again.text != other.text
+    assert first.token_ids == again.token_ids
+
+
+async def test_text_is_the_same_after_it_was_tokenized(client: Client) -> None:
+    client.not_for(echo="it has no tokenizer", openai="the protocol has none")
+    text = "Zwölf Boxkämpfer, 12  of them:\n\tjump 👩‍🚀"
+    tokens = await client.answer("there", kind="tokenize", payload={"prompt": text, "add_special_tokens": False})
+    assert tokens.result is not None
+    back = await client.answer("back", kind="detokenize", payload={"tokens": tokens.result["tokens"]})
+    assert back.result == {"prompt": text}
+
+
+async def test_a_prompt_is_what_the_chat_template_makes_of_the_messages(client: Client) -> None:
+    client.not_for(echo="it has no chat template", openai="it is the upstream's")
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": WORDS}]}
+    told = await client.answer("told", kind="tokenize", payload=chat)
+    assert told.result is not None
+    text = await client.answer("text", kind="detokenize", payload={"tokens": told.result["tokens"]})
+    assert text.result == {"prompt": f"<|begin|>user\n{WORDS}<|end|>\n<|begin|>assistant\n"}
+    by_ids = await client.answer("ids", kind="completion", payload={"prompt": told.result["tokens"]})
+    answer = await client.answer("chat", payload=chat)
+    assert (answer.token_ids, answer.counts) == (by_ids.token_ids, by_ids.counts)
 
 
 async def test_it_is_idle_before_and_after(client: Client) -> None:
@@ -262,7 +391,9 @@ async def test_it_is_idle_before_and_after(client: Client) -> None:
 
 
 async def test_it_stops_in_the_middle_of_its_work(client: Client) -> None:
-    answer = client.submit("a", max_tokens=200)
-    await client.until(lambda: len(answer.token_ids) > 2, "a few tokens")
+    """The last: nothing runs after it."""
+    answer = client.submit("a", max_tokens=LONG)
+    await client.until(lambda: len(answer.texts) > 2, "a few tokens")
+    client.is_stopped = True
     await asyncio.wait_for(client.engine.stop(), LIMIT)
     assert not answer.ended

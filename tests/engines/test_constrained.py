@@ -134,7 +134,7 @@ def test_a_resume_with_tokens_that_the_grammar_forbids_is_refused(engine: Steppi
 
 
 def test_a_grammar_is_compiled_once(engine: Stepping) -> None:
-    known = engine.generation._grammars._compiled
+    known = engine.generation._frontend.grammars._compiled
     answers: list[Answer] = [engine.answer("the quick", **KINDS["regex"]) for _ in range(3)]
     assert len({answer.text for answer in answers}) == 1
     before = len(known)

@@ -210,6 +210,28 @@ def test_the_length_limit_is_the_model_s_own(save_model: SaveModel, load: Load) 
         embedder.submit({"inputs": [[5] * 21]})
 
 
+def test_an_answer_that_fails_loses_no_other(
+    save_model: SaveModel, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_model("bert", AutoModel)
+    as_sentence_transformer(path, {"pooling_mode_mean_tokens": True}, "Pooling")
+    embedder = load(path)
+    names = [embedder.submit({"inputs": ["the fox"]}) for _ in range(3)]
+    answer = embedder.generation._answer
+
+    def failing(batch: Any) -> Any:
+        if batch.id == names[1]:
+            raise RuntimeError("broken")
+        return answer(batch)
+
+    monkeypatch.setattr(embedder.generation, "_answer", failing)
+    embedder.finish()
+    first, failed, last = (embedder.answers[name] for name in names)
+    assert first.embeddings == last.embeddings is not None
+    assert failed.error is not None
+    assert failed.error.code == "engine_error"
+
+
 def test_a_text_that_can_never_fit_is_not_even_tokenized(
     save_model: SaveModel, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Batched generation gives what transformers' own `generate` gives to each prompt alone."""
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,3 +226,26 @@ def test_what_a_step_had_made_before_it_failed_is_handed_over(
     assert engine.stepper.has_work()
     engine.step()
     assert engine.answers[ended].finish_reason == "length"
+
+
+def test_models_of_one_process_step_at_once_and_do_not_notice(
+    save_model: SaveModel, load: Callable[..., Stepping]
+) -> None:
+    """Each has a thread of its own."""
+    paths = [save_model("llama"), save_model("qwen3")]
+    engines, prompts = [load(path) for path in paths], [random_prompt(length, length) for length in (3, 40, 90)]
+    told: list[list[list[int]]] = [[], []]
+
+    def drive(place: int) -> None:
+        for _ in range(5):
+            answers = engines[place].crowd({"payload": prompt, "max_tokens": 20} for prompt in prompts)
+            told[place].append([token for answer in answers for token in answer.token_ids])
+
+    threads = [threading.Thread(target=drive, args=[place]) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for path, found in zip(paths, told, strict=True):
+        reference = Reference(path)
+        assert found == [[token for prompt in prompts for token in reference.greedy(prompt, 20)]] * 5

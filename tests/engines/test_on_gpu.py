@@ -10,6 +10,9 @@ import torch
 
 from shared.messages import SamplingParams
 from tests.engines.driving import Answer, Reference, SaveModel, Stepping
+from tests.engines.test_lora import KINDS as KINDS_OF_LORA
+from tests.engines.test_lora import references as adapted_references
+from tests.engines.test_lora import save_adapter
 from worker.engines.budget import StepBudget
 from worker.engines.sampling import Draw, sample
 
@@ -94,11 +97,13 @@ def test_sampled_penalized_and_constrained_rows_run_beside_greedy_ones(llama: Pa
     assert len(answers[5].logprobs) == 20
 
 
-def test_tokens_are_drawn_as_on_a_cpu() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tokens_are_drawn_as_on_a_cpu(dtype: torch.dtype) -> None:
     chance = torch.Generator().manual_seed(4)
-    logits = torch.randn(96, 5001, generator=chance) * torch.linspace(0.1, 8, 96).unsqueeze(1)
+    logits = (torch.randn(96, 5001, generator=chance) * torch.linspace(0.1, 8, 96).unsqueeze(1)).to(dtype)
+    seeds = random.Random(5)
     draws = [
-        Draw(SamplingParams(seed=row, temperature=0.8, **KINDS[row % len(KINDS)]), 0, row)  # type: ignore[arg-type]
+        Draw(SamplingParams(seed=seeds.getrandbits(64), temperature=0.8, **KINDS[row % len(KINDS)]), row % 3, 7 * row)  # type: ignore[arg-type]
         for row in range(96)
     ]
     expected = sample(logits.clone(), draws)
@@ -111,3 +116,26 @@ def test_when_memory_is_short_rows_move_and_are_computed_again(llama: Path, load
     generation._cache = generation._model.hold(700)
     for prompt, answer in zip(PROMPTS, crowd(engine), strict=True):
         assert answer.token_ids == reference.greedy(prompt, 30)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graphs"])
+def test_each_sequence_has_its_own_adapter(llama: Path, load: Load, tmp_path: Path, dtype: str, eager: bool) -> None:
+    adapters = {
+        name: save_adapter(llama, tmp_path / name, seed, **config)
+        for seed, (name, config) in enumerate(KINDS_OF_LORA.items())
+    }
+    modules = tuple((name, str(folder)) for name, folder in adapters.items())
+    engine = load(llama, device="cuda", dtype=dtype, slots=6, enforce_eager=eager, lora_modules=modules)
+    engine.generation.budget = StepBudget(alone=64, beside=24)
+    asked = [(prompt, adapter) for prompt in PROMPTS[:6] for adapter in range(len(adapters) + 1)]
+    answers = engine.crowd({"payload": prompt, "max_tokens": 20, "adapter": adapter} for prompt, adapter in asked)
+    expected = adapted_references(llama, adapters)
+    if dtype == "float32":
+        told = [expected[adapter].greedy(prompt, 20) for prompt, adapter in asked]
+        assert [answer.token_ids for answer in answers] == told
+    choices = [
+        expected[adapter].worst_choice(prompt, answer.token_ids)
+        for (prompt, adapter), answer in zip(asked, answers, strict=True)
+    ]
+    assert max(choices) < 0.2

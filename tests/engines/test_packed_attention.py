@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from worker.engines.kv_cache import KeyValueCache, Layer, Row
-from worker.engines.packed_attention import PASS, Packed, Segment, UnsupportedAttentionError, packed_attention
+from worker.engines.packed_attention import PASS, Packed, UnsupportedAttentionError, packed_attention
+from worker.engines.staging import Segment
 
 HEADS, KV_HEADS, SIZE = 6, 2, 8
 Parts = tuple[Tensor, Tensor, Tensor]

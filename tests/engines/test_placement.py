@@ -24,9 +24,10 @@ from tests.engines.test_real_models import SMOLLM, package_file
 from worker.engines.budget import ON_CPU, cache_tokens
 from worker.engines.kv_cache import KeyValueCache, Layer, Row
 from worker.engines.options import EngineOptions
-from worker.engines.packed_attention import Kernels, Segment
+from worker.engines.packed_attention import Kernels, Packed
 from worker.engines.packed_model import Cost, PackedModel
 from worker.engines.placement import Placement, bring_back
+from worker.engines.staging import Segment
 
 Load = Callable[..., Stepping]
 # bitsandbytes' 4-bit kernels for the CPU take 32 outputs and 64 inputs at a time.
@@ -241,13 +242,14 @@ def test_a_layers_keys_and_values_lie_where_it_does() -> None:
 
 def test_what_attention_needs_is_copied_once_a_step_to_each_device() -> None:
     here, there = torch.device("cpu"), torch.device("meta")
-    kernels = Kernels(9, *(torch.tensor([one]) for one in range(5)))
+    kernels = Kernels(9, *(torch.tensor([one]) for one in range(6)))
     assert kernels.on(here) is kernels
     copy = kernels.on(there)
     assert {getattr(copy, one.name).device for one in fields(copy) if one.type is torch.Tensor} == {there}
     assert kernels.on(there) is copy
     segment = Segment(0, 0, 0, 3)
-    masks = [segment.mask(None, torch.empty(0, device=device)) for device in (here, there)]
+    packed = Packed([segment])
+    masks = [packed.mask(segment, None, torch.empty(0, device=device)) for device in (here, there)]
     assert [mask.device for mask in masks] == [here, there]
 
 

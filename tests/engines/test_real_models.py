@@ -81,7 +81,7 @@ def test_a_gguf_file_is_parsed_once(load: Callable[..., Stepping], monkeypatch: 
 
 
 def test_prompts_are_scored_as_by_a_plain_forward(smollm: Stepping, plain_smollm: Reference) -> None:
-    encoder = smollm.generation._tokenizer
+    encoder = smollm.generation._frontend.tokenizer
     prompts = [encoder.encode(prompt * 6).ids for prompt in PROMPTS[:6]]
     names = [smollm.submit(ids, max_tokens=place % 2, echo=True, logprobs=2) for place, ids in enumerate(prompts)]
     smollm.finish()
@@ -115,7 +115,7 @@ def test_it_chats_and_stops(smollm: Stepping) -> None:
 
 def test_digits_are_split_one_by_one(smollm: Stepping) -> None:
     """As the file asks with its pre-tokenizer "smollm", which transformers drops."""
-    encoder = smollm.generation._tokenizer
+    encoder = smollm.generation._frontend.tokenizer
     assert [encoder.decode([token_id]) for token_id in encoder.encode("a  123").ids] == ["a", "  ", "1", "2", "3"]
 
 

@@ -1,5 +1,7 @@
 """Seeds, penalties, stop strings and split characters, alone and in a crowd."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,3 +151,22 @@ def test_one_request_that_fails_does_not_hurt_its_neighbour(
     error = engine.answers[failing].error
     assert error is not None
     assert error.retryable
+
+
+def test_rows_of_the_penalized_are_given_back(load: Callable[..., Stepping], llama: Path) -> None:
+    """More requests than rows: some end, some are aborted, some make room for others and come back."""
+    engine = load(llama, slots=3, dtype="float32")
+    request = {"max_tokens": 40, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
+    prompts = [[5] * length + [7] for length in (3, 60, 9, 30, 2, 50, 4)]
+    alone = [answer.token_ids for answer in engine.alone({"payload": prompt, **request} for prompt in prompts)]
+    engine.generation._cache = engine.generation._model.hold(200)
+    for aborted in (None, 1, 4):
+        engine.forget()
+        names = [engine.submit(prompt, **request) for prompt in prompts]
+        engine.step(5)
+        if aborted is not None:
+            engine.abort(names.pop(aborted))
+        engine.finish()
+        expected = [ids for place, ids in enumerate(alone) if place != aborted]
+        assert [engine.answers[name].token_ids for name in names] == expected
+    assert len(engine.generation._penalties._free) == 3

@@ -43,7 +43,7 @@ class Model:
 
     def prompt(self, **payload: Any) -> Prompt:
         request = EngineRequest("r", "chat", {"messages": [QUESTION], **payload}, SamplingParams(seed=0))
-        prompt: Prompt = self._engine.generation._prompts.read(request)
+        prompt: Prompt = self._engine.generation._frontend._prompts.read(request)
         return prompt
 
     @torch.inference_mode()

@@ -31,7 +31,7 @@ class Progress:
         await wait_until(
             lambda: self.chunks >= chunks and len(self.by_stream) >= streams,
             description=f"{chunks} chunks of {streams} streams",
-            timeout=60,
+            timeout=120,
             every=0.005,
         )
 

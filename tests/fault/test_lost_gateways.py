@@ -123,6 +123,9 @@ async def test_what_waited_for_the_dead_goes_too_where_no_worker_lives(
     stack: Stack, second: Stack, bus: redis.Redis, send: Send
 ) -> None:
     """In the model's stream, in an inbox, delivered or not."""
+    # All are up before the worker stops: its lease runs from then on, and who sees it run out uses no inbox.
+    also_doomed = await stack.gateway("--dispatch-method", "shortest_queue")
+    choosing = stack.url
     doomed = await stack.gateway()
     await second.gateway()
     worker = await stack.worker(*FLAGS, "--limit-worker-concurrency", "8")
@@ -132,7 +135,7 @@ async def test_what_waited_for_the_dead_goes_too_where_no_worker_lives(
     worker.signal(signal.SIGSTOP)
     await send(stack, 3)
     await send(stack, 1, LARGE)
-    also_doomed = await stack.gateway("--dispatch-method", "shortest_queue")
+    stack.url = choosing
     await send(stack, 2)
     await wait_until(lambda: len(left_in(bus)["entries"]) == 8, description="six wait")
     assert sum(bus.xlen(inbox) for inbox in left_in(bus)["inboxes"]) == 2

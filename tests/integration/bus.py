@@ -11,6 +11,7 @@ from shared.keys import Keys
 from shared.messages import Event, Job, SamplingParams, WorkerInfo, decode_frame
 from worker.engines.echo_impl import create
 from worker.engines.options import EngineOptions
+from worker.room import House, Room
 from worker.session import Session
 
 
@@ -99,6 +100,8 @@ async def echo_session(
         engine=engine,
         engine_info=engine.load(),
         names=["echo"],
+        adapter=0,
+        room=Room(slots, House()),
         hang_timeout=30,
         drain_timeout=drain_timeout,
     )

@@ -10,6 +10,7 @@ import pytest
 from redis.exceptions import ReadOnlyError
 
 from gateway.asked import Asked
+from gateway.demand import Demand
 from gateway.errands import Errands
 from gateway.hub import Hub
 from gateway.inflight import MOST_MILESTONES, InFlight, Mailbox, Siblings
@@ -50,7 +51,8 @@ class Bus:
         self.hub = Hub(client, keys, "gw", self.metrics, max_queue=10, method="pull")
         self.queue = JobQueue(client, keys)
         self.directory = Directory(client, keys)
-        self.watch = Watch(client, keys, self.hub, self.directory, self.metrics, 60, no_worker_timeout=60)
+        demand = Demand(client, keys, self.directory, 10)
+        self.watch = Watch(client, keys, self.hub, self.directory, demand, self.metrics, 60, no_worker_timeout=60)
 
     async def live(self, worker: str) -> None:
         await self.queue.create_groups("echo", worker)

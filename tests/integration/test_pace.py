@@ -13,6 +13,8 @@ from tests.integration.bus import echo_session, listening, make_info, make_job
 from tests.integration.test_session import enqueue
 from worker.pace import Pace
 
+STEPS = 24  # of a job: more than twenty, of which echo makes the first two at once
+
 
 async def put_lease(client: Any, keys: Keys, id: str, step_ms: float, state: Any = "ready") -> None:
     info = make_info(id, state=state, step_ms=step_ms)
@@ -50,10 +52,10 @@ async def test_new_jobs_go_to_the_fast_worker_while_it_has_room(client: Any, red
         aclosing(connect(redis_url)) as other,
         listening(client, keys) as heard,
         echo_session(client, redis_url, keys, interval_ms=5) as (fast, _),
-        echo_session(other, redis_url, keys, interval_ms=100) as (slow, _),
+        echo_session(other, redis_url, keys, interval_ms=200) as (slow, _),
     ):
-        await enqueue(client, keys, *(make_job(f"first-{number}", max_tokens=20) for number in range(8)))
-        await wait_until(lambda: slow._pace.handicap_ms > 100, description="the slow one knows")
+        await enqueue(client, keys, *(make_job(f"first-{number}", max_tokens=STEPS) for number in range(8)))
+        await wait_until(lambda: slow._pace.handicap_ms > 300, description="the slow one knows")
         await wait_until(
             lambda: all(heard.of(f"first-{n}", Finished) for n in range(8)), description="both have nothing to do"
         )
@@ -64,13 +66,13 @@ async def test_new_jobs_go_to_the_fast_worker_while_it_has_room(client: Any, red
         async def next_ends_at_the_fast_one() -> bool:
             """The slow one may still wait in a read of before."""
             id = f"r-{len(claimers())}"
-            await enqueue(client, keys, make_job(id, max_tokens=2))
+            await enqueue(client, keys, make_job(id, max_tokens=STEPS))
             await wait_until(lambda: heard.of(id, Finished), description="the end")
             return len(claimers()) >= 8 and set(claimers()[-8:]) == {fast.id}
 
-        await wait_until(next_ends_at_the_fast_one, description="eight in a row")
+        await wait_until(next_ends_at_the_fast_one, description="eight in a row", timeout=60)
         before = len(claimers())
-        await enqueue(client, keys, *(make_job(f"burst-{number}", max_tokens=200) for number in range(6)))
+        await enqueue(client, keys, *(make_job(f"burst-{number}", max_tokens=1000) for number in range(6)))
         await wait_until(
             lambda: set(claimers()[before:]) == {fast.id, slow.id},
             description="the slow one takes what the fast one has no room for",

@@ -1,6 +1,8 @@
 """The life of a worker beyond one session."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -15,16 +17,23 @@ from tests.integration.bus import listening, make_job
 from worker.engines.base import EngineInfo
 from worker.engines.echo_impl import EchoStepper, create
 from worker.engines.options import EngineOptions
+from worker.room import House, Room
 from worker.service import Worker
 from worker.session import Session
 
 
 def make_worker(client: Any, url: str, keys: Keys, engine: Any, hang_timeout: float = 30) -> Worker:
-    def make_session(info: EngineInfo) -> Session:
+    @asynccontextmanager
+    async def make_session(info: EngineInfo, names: list[str], adapter: int, room: Room) -> AsyncIterator[Session]:
         session = partial(Session, redis=client, redis_url=url, keys=keys, engine=engine, engine_info=info)
-        return session(names=["echo"], hang_timeout=hang_timeout, drain_timeout=0)
+        yield session(names=names, adapter=adapter, room=room, hang_timeout=hang_timeout, drain_timeout=0)
 
-    return Worker(client, url, engine, make_session, hang_timeout)
+    return Worker(client, url, engine, make_session, ["echo"], hang_timeout, House())
+
+
+async def run(worker: Worker) -> None:
+    await worker.load()
+    await worker.serve()
 
 
 async def live_ids(client: Any, keys: Keys) -> set[bytes]:
@@ -33,7 +42,7 @@ async def live_ids(client: Any, keys: Keys) -> set[bytes]:
 
 async def test_a_worker_that_lost_its_lease_comes_back_under_a_new_id(client: Any, redis_url: str, keys: Keys) -> None:
     worker = make_worker(client, redis_url, keys, create(EngineOptions(echo_interval_ms=5)))
-    task = asyncio.create_task(worker.run())
+    task = asyncio.create_task(run(worker))
     (first,) = await wait_until(lambda: live_ids(client, keys), description="it is registered")
     await client.delete(first)
     (second,) = await wait_until(lambda: live_ids(client, keys), description="it is back")
@@ -60,7 +69,7 @@ async def test_an_engine_that_hangs_costs_the_lease_and_then_the_process(
 
     monkeypatch.setattr(EchoStepper, "step", hang_at_the_third)
     worker = make_worker(client, redis_url, keys, create(EngineOptions(echo_interval_ms=5)), hang_timeout=0.5)
-    task = asyncio.create_task(worker.run())
+    task = asyncio.create_task(run(worker))
     await wait_until(lambda: live_ids(client, keys), description="it is registered")
     async with listening(client, keys) as heard:
         await JobQueue(client, keys).enqueue([make_job(max_tokens=9)], 10, "pull")

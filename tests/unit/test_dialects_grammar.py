@@ -256,6 +256,27 @@ def test_a_constraint_begins_behind_the_thoughts(reasoning: Any, begun: bool, ki
             assert check_calls(made)
 
 
+@pytest.mark.parametrize(
+    "structured",
+    [
+        Structured("choice", ["green", "blue"]),
+        Structured("regex", "green|blue"),
+        Structured("grammar", 'root ::= "green" | "blue"'),
+        Structured("grammar", 'start: "green" | "blue"'),
+    ],
+    ids=lambda structured: structured.kind,
+)
+def test_a_constraint_of_any_kind_begins_behind_the_thoughts(structured: Structured) -> None:
+    reply = ReplyForm(reasoning=THINK, begun=True)
+    grammar = reply.grammar(Markers(tokenizer("special tokens")[0]), constraint(structured))
+    assert grammar is not None
+    walk = Walk(grammar, "special tokens", 1)
+    ids = walk.say("Red?" + THINK.end)
+    made = read(reply, walk, ids + list(walk.to_the_end()))
+    assert made.reasoning == "Red?"
+    assert made.text.strip() in ("green", "blue")
+
+
 def test_without_thoughts_the_constraint_begins_at_once() -> None:
     reply = ReplyForm(reasoning=THINK)
     for seed in range(20):

@@ -17,9 +17,11 @@ from shared.messages import (
     Finished,
     Frame,
     Job,
+    Loadable,
     Logprob,
     Milestone,
     ModelRecord,
+    Offer,
     Progress,
     Released,
     Resume,
@@ -137,8 +139,21 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
             version="0.1.0",
             started=1_800_000_000.0,
             step_ms=8.25,
+            cache_usage=0.4,
+            cache_hit_rate=0.125,
+            started_by="host-cd34",
         ),
         WorkerInfo,
+    ),
+    "offer": (
+        Offer(
+            id="host-cd34",
+            models=[
+                Loadable(names=["m", "m:sql"], state="loading", progress=0.25, eta_seconds=31.0),
+                Loadable(names=["n"], state="failed", eta_seconds=9.5, error="no such file"),
+            ],
+        ),
+        Offer,
     ),
     "model_record": (
         ModelRecord(

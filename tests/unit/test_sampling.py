@@ -1,12 +1,14 @@
 """Penalties, truncation and the draw, against slow and plain versions of themselves."""
 
+import random
 from typing import Any
 
 import pytest
 import torch
 
 from shared.messages import SamplingParams
-from worker.engines.sampling import Draw, Penalties, sample
+from worker.engines.penalties import Penalties
+from worker.engines.sampling import Bias, Draw, sample
 
 CPU = torch.device("cpu")
 VOCABULARY = 5000
@@ -128,27 +130,57 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     logits = some_logits()
     seen = [3, 5, 5, 800]
     expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), logits.clone())
-    penalties = Penalties(params(repetition_penalty=1.3), VOCABULARY, CPU)
-    penalties.see(torch.tensor(seen[:2]), completion=False)
-    penalties.see(torch.tensor(seen[2:]), completion=True)
-    penalties.apply(logits[0])
+    penalties = Penalties(1, 9, VOCABULARY, CPU)
+    row = penalties.enter(seen[:2], seen[2:])
+    penalties.apply(logits, [0], [row], [params(repetition_penalty=1.3)])
     torch.testing.assert_close(logits, expected)
 
 
 def test_presence_and_frequency_count_the_completion_alone() -> None:
-    logits = torch.zeros(6)
-    penalties = Penalties(params(presence_penalty=0.5, frequency_penalty=0.25), 6, CPU)
-    penalties.see(torch.tensor([0, 1]), completion=False)
-    penalties.see(torch.tensor([1, 2]), completion=True)
-    penalties.see(torch.tensor([2]), completion=True)
-    penalties.apply(logits)
-    assert logits.tolist() == [0, -0.75, -1.0, 0, 0, 0]
+    logits = torch.zeros(1, 6)
+    penalties = Penalties(1, 9, 6, CPU)
+    row = penalties.enter([0, 1], [1, 2])
+    penalties.count([row], torch.tensor([2]))
+    penalties.apply(logits, [0], [row], [params(presence_penalty=0.5, frequency_penalty=0.25)])
+    assert logits.tolist() == [[0, -0.75, -1.0, 0, 0, 0]]
 
 
 def test_penalties_reach_greedy_rows() -> None:
     logits = some_logits()
     best, second = logits[0].topk(2).indices.tolist()
-    penalties = Penalties(params(presence_penalty=2.0, temperature=0.0), VOCABULARY, CPU)
-    penalties.see(torch.tensor([best]), completion=True)
+    penalties = Penalties(1, 9, VOCABULARY, CPU)
+    row = penalties.enter([], [best])
     logits[0, best] = logits[0, second] + 0.5
-    assert drawn(logits, [Draw(params(temperature=0.0), 0, 1, penalties)]) == [second]
+    asked = params(presence_penalty=2.0, temperature=0.0)
+    assert sample(logits, [Draw(asked, 0, 1, row)], penalties).tolist() == [second]
+
+
+def test_what_is_asked_of_rows_does_not_reach_their_neighbours() -> None:
+    """Of many, some penalized, some biased, some that may not end; each as if it were alone."""
+    logits, chance = some_logits(80), random.Random(3)
+    penalties = Penalties(80, 9, VOCABULARY, CPU)
+    draws = []
+    for place in range(80):
+        asked = params(
+            temperature=0.0,
+            repetition_penalty=chance.choice([1.0, 1.3]),
+            presence_penalty=chance.choice([0.0, 0.7]),
+            frequency_penalty=chance.choice([0.0, 0.4]),
+        )
+        top = logits[place].topk(6).indices.tolist()
+        row = penalties.enter(top[:1], top[1:2] * 3) if Penalties.asked_for(asked) else None
+        bias = Bias({top[2]: -100.0, top[5]: 1.5}, CPU) if place % 3 == 0 else None
+        draws.append(Draw(asked, 0, 4, row, bias, top[3:4] if place % 4 == 0 else ()))
+    alone = [sample(logits[place : place + 1].clone(), [draw], penalties).item() for place, draw in enumerate(draws)]
+    plain = logits.argmax(dim=-1).tolist()
+    assert sample(logits.clone(), draws, penalties).tolist() == alone != plain
+    untouched = [place for place, draw in enumerate(draws) if not draw.changes_logits]
+    assert [alone[place] for place in untouched] == [plain[place] for place in untouched] != []
+
+
+def test_a_row_is_empty_for_who_comes_next() -> None:
+    penalties = Penalties(1, 9, 6, CPU)
+    penalties.leave(penalties.enter([1], [2, 2]))
+    logits = torch.ones(1, 6)
+    penalties.apply(logits, [0], [penalties.enter([], [])], [params(repetition_penalty=2.0, frequency_penalty=1.0)])
+    assert logits.tolist() == [[1.0] * 6]

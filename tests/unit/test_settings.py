@@ -101,15 +101,25 @@ def test_an_unknown_flag_ends_with_one_line_and_code_2(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "said"),
     [
-        ["--tensor-parallel-size", "2"],
-        ["--engine", "vllm"],
+        (("--engine", "vllm", "--model-path", "/m", "--load-4bit"), "--load-4bit is not for --engine vllm"),
+        (("--engine", "llamacpp", "--model-path", "/m", "--dtype", "float32"), "--dtype is not for --engine llamacpp"),
+        (("--engine", "transformers", "--model-path", "/m", "--enable-lora"), "--enable-lora is not for"),
+        (("--engine", "openai"), "--upstream-url is needed"),
+        (("--engine", "openai", "--upstream-url", "http://h/v1"), "--model-names is needed, or --upstream-model"),
+        (("--upstream-url", "http://h/v1", "--engine", "vllm", "--model-path", "/m"), "--upstream-url is not for"),
+        (("--engine", "vllm"), "--model-path is needed"),
     ],
 )
-def test_a_flag_that_is_not_implemented_is_refused_by_name(flags: list[str]) -> None:
-    with pytest.raises(StartupError, match=f"^{flags[0]}.* not implemented yet"):
-        worker("--model-path", "/m", *flags)
+def test_a_flag_that_an_engine_has_no_use_for_is_refused_by_name(flags: tuple[str, ...], said: str) -> None:
+    with pytest.raises(StartupError, match=said):
+        worker(*flags)
+
+
+def test_flags_of_an_engine_s_own_are_kept_as_they_were_typed() -> None:
+    settings = worker("--engine", "vllm", "--model-path", "/m", "--enable-lora", "--quantization", "awq")
+    assert settings.engine_flags == ["--enable-lora", "--quantization", "awq"]
 
 
 @pytest.mark.parametrize(("flags", "bits"), [([], None), (["--load-8bit"], 8), (["--load-4bit"], 4)])

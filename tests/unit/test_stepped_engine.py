@@ -11,6 +11,7 @@ import pytest
 from shared.messages import SamplingParams, Usage
 from tests.conftest import wait_until
 from worker.engines.base import EngineInfo, EngineRequest, Output, SteppedEngine
+from worker.engines.figures import CacheFigures, StepTimes
 
 
 class Panic(BaseException):
@@ -47,6 +48,9 @@ class OneStep:
 
     def has_work(self) -> bool:
         return bool(self.open)
+
+    def cache(self) -> CacheFigures:
+        return CacheFigures()
 
     def step(self) -> list[Output]:
         time.sleep(self.step_s)
@@ -106,5 +110,5 @@ async def test_its_step_is_a_quick_one_of_the_last_and_is_forgotten(
         await driven.answer(f"r-{number}")
         await asyncio.sleep(0.03)  # idle, which is no step
     assert 20 <= driven.engine.step_ms() < 200
-    monkeypatch.setattr(driven.engine, "FORGOTTEN_S", 0.0)
+    monkeypatch.setattr(StepTimes, "FORGOTTEN_S", 0.0)
     assert driven.engine.step_ms() == 0

@@ -8,15 +8,15 @@ import asyncio
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 from shared.errors import EngineFailed, TokenbusError
 from shared.logging import get_logger
 from shared.messages import FinishReason, Kind, Progress, Resume, SamplingParams, Usage
+from worker.engines.figures import CacheFigures, StepTimes
 
 log = get_logger(__name__)
 
@@ -26,7 +26,8 @@ class EngineInfo:
     """What a loaded engine says of itself.
 
     fingerprint: equal for two workers if and only if one may continue the other's sequences.
-    max_model_len: prompt and completion together, in tokens. slots: sequences that run together.
+    max_model_len: prompt and completion together, in tokens. slots: sequences that run together. adapters: by name,
+    the fingerprint of the model with each of them.
     """
 
     name: str
@@ -34,11 +35,17 @@ class EngineInfo:
     max_model_len: int
     slots: int
     resumable: bool
+    adapters: Mapping[str, str] = field(default_factory=dict)
+
+    def with_adapter(self, name: str) -> "EngineInfo":
+        """Of the model as it is with it."""
+        return replace(self, fingerprint=self.adapters[name], adapters={})
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sequence to generate, or one batch of inputs to embed. `payload` as in shared.messages.Job."""
+    """One sequence to generate, or one batch of inputs to embed. `payload` as in shared.messages.Job. `adapter`: which
+    of EngineInfo.adapters, counted from 1; 0: none."""
 
     id: str
     kind: Kind
@@ -46,6 +53,7 @@ class EngineRequest:
     sampling: SamplingParams
     choice: int = 0
     resume: Resume | None = None
+    adapter: int = 0
 
 
 class Output(Progress, kw_only=True):
@@ -81,11 +89,16 @@ class Engine(Protocol):
     def abort(self, request_id: str) -> None:
         """Frees what the request holds within a step. Outputs already on their way may still arrive."""
 
+    def accepts(self) -> bool:
+        """False while it could begin nothing new; what it has goes on."""
+
     def stalled_for(self) -> float:
         """Seconds since an engine with work to do last made progress; 0 when idle."""
 
     def step_ms(self) -> float:
         """What a quick one of the last steps took: how fast it can be, not how loaded it was. 0: not known."""
+
+    def cache(self) -> CacheFigures: ...
 
     async def stop(self) -> None: ...
 
@@ -111,6 +124,9 @@ class Stepper(Protocol):
 
     def step(self) -> list[Output]: ...
 
+    def cache(self) -> CacheFigures:
+        """Called in any thread."""
+
 
 _STOP = object()
 
@@ -119,16 +135,13 @@ class SteppedEngine:
     """Runs a Stepper: one thread prepares requests, one steps, the event loop gets one call per step."""
 
     STEPS_AHEAD = 8  # how far the step thread may run ahead of the event loop
-    QUICK_OF = 256  # steps that tell how fast it can be
-    FORGOTTEN_S = 60.0  # after the last of them: load, and what it shares its machine with, may have changed
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._commands: queue.SimpleQueue[Callable[[], None] | object] = queue.SimpleQueue()
         self._to_prepare: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._ahead = threading.Semaphore(self.STEPS_AHEAD)
-        self._steps: deque[float] = deque(maxlen=self.QUICK_OF)  # in s
-        self._stepped_at = 0.0
+        self._steps = StepTimes()
         self._aborted: set[str] = set()  # aborted while being prepared; touched by the step thread only
         self._preparing: set[str] = set()  # added to by the event loop, before anything can be said of them
         self._moved_at: float | None = None  # None: idle
@@ -150,15 +163,18 @@ class SteppedEngine:
     def abort(self, request_id: str) -> None:
         self._commands.put(partial(self._abort, request_id))
 
+    def accepts(self) -> bool:
+        return True
+
     def stalled_for(self) -> float:
         moved_at = self._moved_at
         return 0.0 if moved_at is None else time.monotonic() - moved_at
 
     def step_ms(self) -> float:
-        if time.monotonic() - self._stepped_at > self.FORGOTTEN_S:
-            self._steps.clear()
-        steps = sorted(list(self._steps))  # a copy first: the step thread goes on
-        return steps[len(steps) // 10] * 1000 if steps else 0.0
+        return self._steps.quick_ms()
+
+    def cache(self) -> CacheFigures:
+        return self._stepper.cache()
 
     async def stop(self) -> None:
         self._commands.put(_STOP)
@@ -219,8 +235,8 @@ class SteppedEngine:
                     Output(id=request_id, error=EngineFailed(f"The engine failed: {error}"))
                     for request_id in self._stepper.abort_all()
                 ]
-            self._moved_at = self._stepped_at = time.monotonic()
-            self._steps.append(self._moved_at - started)
+            self._moved_at = time.monotonic()
+            self._steps.add(self._moved_at - started)
             if outputs:
                 self._hand_over(outputs)
 

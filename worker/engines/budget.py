@@ -9,12 +9,14 @@ from torch import Tensor
 
 from shared.errors import StartupError
 from shared.messages import SamplingParams
+from worker.engines.options import CPU_MEMORY_UTILIZATION
 from worker.engines.packed_model import PackedModel
 from worker.engines.plain_model import PlainModel
 from worker.engines.sampling import Draw, sample
 from worker.engines.step_cost import NO_ROOM
+from worker.engines.tensor_parallel import DealtOutModel
 
-CPU_MEMORY_UTILIZATION = 0.5  # of what is free
+Model = PackedModel | PlainModel | DealtOutModel
 # Of a GPU's steps, in s: how long streams may wait for prompts, of which attention makes more where rows are long; and
 # until somebody who comes or leaves is seen to.
 PAUSE_S, LOOK_S = 0.05, 0.25
@@ -40,7 +42,7 @@ class StepBudget:
 ON_CPU = StepBudget(alone=256, beside=64)
 
 
-def step_budget(model: PackedModel | PlainModel) -> StepBudget:
+def step_budget(model: Model) -> StepBudget:
     """Raises StartupError where a GPU has no memory for a step."""
     if model.device.type != "cuda":
         return ON_CPU
@@ -55,7 +57,7 @@ def step_budget(model: PackedModel | PlainModel) -> StepBudget:
     raise StartupError(NO_ROOM)
 
 
-def cache_tokens(model: PackedModel | PlainModel, budget: StepBudget, slots: int, utilization: float) -> int:
+def cache_tokens(model: Model, budget: StepBudget, slots: int, utilization: float) -> int:
     """That fit into what is left of the memory, and no more than can be of use. utilization: of a GPU's memory, for
     all. Raises StartupError where that is less than one sequence may have."""
     if model.device.type == "cuda":
@@ -80,7 +82,7 @@ def _free_memory() -> int:
         return free
 
 
-def _fit_on_gpus(model: PackedModel | PlainModel, budget: StepBudget, slots: int, utilization: float) -> int:
+def _fit_on_gpus(model: Model, budget: StepBudget, slots: int, utilization: float) -> int:
     """Beside the weights and what the largest steps need: one that is launched, and those that are graphs. Of several
     GPUs each has the same tokens, so that the one with the least room for its layers decides."""
 
@@ -93,9 +95,10 @@ def _fit_on_gpus(model: PackedModel | PlainModel, budget: StepBudget, slots: int
             costs.append(model.measure(budget.beside, slots))
     except torch.OutOfMemoryError:
         raise StartupError(NO_ROOM) from None
+    lacking = model.lacking() if isinstance(model, DealtOutModel) else 0
     tokens = []
     for gpu, bytes_per_token in model.bytes_per_token.items():
         free, total = torch.cuda.mem_get_info(gpu)
         needed = sum(cost.bytes[gpu] for cost in costs)
-        tokens.append(int(free - needed - total * (1 - utilization)) // bytes_per_token)
+        tokens.append(int(free - lacking - needed - total * (1 - utilization)) // bytes_per_token)
     return min(tokens)

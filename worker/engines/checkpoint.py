@@ -4,7 +4,6 @@ Everything that can be wrong with it is said as StartupError, in one line.
 """
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -21,17 +20,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.utils.hub import cached_file
 
-from shared.errors import StartupError
+from shared.errors import StartupError, one_line
 from shared.logging import get_logger
 from worker.engines.cpu_linear import bfloat16_is_faster
 from worker.engines.fingerprint import fingerprint_of
 from worker.engines.gguf_file import restore_pre_tokenizer
-from worker.engines.options import EngineOptions
+from worker.engines.options import EngineOptions, spare_threads
 from worker.engines.placement import Placement
+from worker.engines.shards import check_plan
 
 log = get_logger(__name__)
 
@@ -48,15 +49,18 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class Checkpoint:
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, rank: int = 0) -> None:
+        """rank: of this process, among those that a model is dealt out to."""
         self._options = options
         self._source, self._gguf_file, self._is_local = _locate(options.model_path)
         self.device = _device(options.device)
+        if options.tensor_parallel_size > 1:
+            self.device = _device_of(rank, self.device)
         self._placement = Placement(options, self.device)
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        if not sys.stderr.isatty():
+        if rank or not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        torch.set_num_threads(options.threads or _default_threads())
+        torch.set_num_threads(options.threads or spare_threads(options.tensor_parallel_size))
 
     @cached_property
     def config(self) -> Any:
@@ -83,6 +87,15 @@ class Checkpoint:
             f"{self._options.model_path} holds {', '.join(architectures) or self.config.model_type}, which is neither "
             "a causal language model nor a text encoder nor a reranker"
         )
+
+    def check_dealing_out(self, processes: int) -> None:
+        """Raises StartupError for what the layers of cannot be dealt out."""
+        path = self._options.model_path
+        if self.task() != "generation":
+            raise StartupError(f"--tensor-parallel-size is for models that generate, and {path} holds none")
+        if self._gguf_file or self._quantized() is not None:
+            raise StartupError(f"--tensor-parallel-size: the weights of {path} are quantized, which is not supported")
+        check_plan(self.config.get_text_config(), processes)
 
     def json(self, name: str) -> Any:
         """The content of one of its JSON files; None if there is no such file."""
@@ -113,6 +126,17 @@ class Checkpoint:
 
     def causal_model(self) -> PreTrainedModel:
         return self._model(AutoModelForCausalLM, self._faster_on_cpu)
+
+    def outline(self) -> PreTrainedModel:
+        """A causal model without its weights: what it is made of, for those who compute it otherwise."""
+        with self._reading("config"):
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    self.config, trust_remote_code=self._options.trust_remote_code
+                )
+            if (saved := self.json("generation_config.json")) is not None:
+                model.generation_config = GenerationConfig.from_dict(saved)
+        return model
 
     def encoder(self) -> PreTrainedModel:
         return self._model(AutoModel, lambda: torch.float32)
@@ -208,8 +232,11 @@ class Checkpoint:
         """Where it makes no difference, float32: there equal runs give equal tokens."""
         config = self.config.get_text_config()
         hidden: int = config.hidden_size
-        if self._options.weight_bits is None and bfloat16_is_faster(
-            getattr(config, "intermediate_size", None) or 4 * hidden, hidden
+        alone = self._options.tensor_parallel_size == 1  # or one process might find otherwise than the others
+        if (
+            self._options.weight_bits is None
+            and alone
+            and bfloat16_is_faster(getattr(config, "intermediate_size", None) or 4 * hidden, hidden)
         ):
             log.info("bfloat16, which is faster on this CPU; --dtype float32 is more exact")
             return torch.bfloat16
@@ -222,8 +249,7 @@ class Checkpoint:
         except StartupError:
             raise
         except Exception as error:  # libraries raise what they please for a file that is not what it should be
-            line = " ".join(str(error).split()) or type(error).__name__
-            raise StartupError(f"cannot load the {what} of {self._options.model_path}: {line}") from error
+            raise StartupError(f"cannot load the {what} of {self._options.model_path}: {one_line(error)}") from error
 
 
 def _locate(model_path: str) -> tuple[str, str | None, bool]:
@@ -253,11 +279,10 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _default_threads() -> int:
-    """One core is left to the event loop: on two shared cores a second thread made steps 3 times slower, not faster,
-    because each part of a step waits for the slower thread."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+def _device_of(rank: int, device: torch.device) -> torch.device:
+    if device.index is not None:
+        raise StartupError(f"--device {device} and --tensor-parallel-size: choose the GPUs by CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda", rank) if device.type == "cuda" else device
 
 
 def _chat_template(option: str) -> str:

@@ -1,5 +1,6 @@
-"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling; words
-are tokens, but a prompt of more than 128 characters a token of the context is too long, however few they are."""
+"""The echo engine: no model, every rule of a real one. Token i is word i of the last user message, cycling, with the
+name of an adapter behind the last one; words are tokens, but a prompt of more than 128 characters a token of the
+context is too long, however few they are."""
 
 import hashlib
 import os
@@ -12,6 +13,7 @@ from typing import Any
 from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedModel, UnsupportedParameter
 from shared.messages import GENERATION_KINDS, FinishReason, Logprob, Resume, TokenLogprob, Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output, SteppedEngine
+from worker.engines.figures import CacheFigures
 from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.text import StopMatcher
 
@@ -85,6 +87,7 @@ class EchoStepper:
         self._slots = options.slots or SLOTS
         self._max_model_len = options.max_model_len or MAX_MODEL_LEN
         self._interval = options.echo_interval_ms / 1000
+        self._adapters = [name for name, _ in options.lora_modules]
         self._crash_word = options.echo_crash_word
         self._next_step = 0.0
         self._waiting: deque[Sequence] = deque()
@@ -94,7 +97,8 @@ class EchoStepper:
         if self._max_model_len < 2:
             raise StartupError("--max-model-len must be at least 2")
         fingerprint = hashlib.sha256(f"echo:{self._max_model_len}".encode()).hexdigest()[:16]
-        return EngineInfo("echo", fingerprint, self._max_model_len, self._slots, resumable=True)
+        adapters = {name: f"{fingerprint}-{name}" for name in self._adapters}
+        return EngineInfo("echo", fingerprint, self._max_model_len, self._slots, resumable=True, adapters=adapters)
 
     def prepare(self, request: EngineRequest) -> Sequence:
         if request.kind not in GENERATION_KINDS:
@@ -112,9 +116,8 @@ class EchoStepper:
             )
         sampling = request.sampling
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        sequence = Sequence(
-            request.id, last.split(), prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs
-        )
+        words = last.split() + self._adapters[request.adapter - 1 :][: bool(request.adapter)]
+        sequence = Sequence(request.id, words, prompt_tokens, limit, StopMatcher(sampling.stop), sampling.logprobs)
         sequence.prompt = last if sampling.echo else None
         sequence.resume(request.resume)
         return sequence
@@ -143,6 +146,9 @@ class EchoStepper:
         if ended:
             self._running = [sequence for sequence in self._running if sequence.id not in ended]
         return outputs
+
+    def cache(self) -> CacheFigures:
+        return CacheFigures()
 
     def _pace(self) -> None:
         now = time.monotonic()

@@ -9,12 +9,16 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from shared.errors import ContextLengthExceeded, InvalidRequest, StartupError
+from shared.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, StartupError
+from shared.logging import get_logger
 from shared.messages import Usage
 from worker.engines.base import EngineInfo, EngineRequest, Output
 from worker.engines.checkpoint import Checkpoint
+from worker.engines.figures import CacheFigures
 from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.tokens import Tokens, encodable
+
+log = get_logger(__name__)
 
 STEP_TOKENS = 2048  # computed in one step
 DROPPED = 16  # a normalizer may drop most of a text (spaces), and a long word may become one token
@@ -170,6 +174,9 @@ class EncoderStepper(ABC):
                 chosen.append((batch, one))
         return chosen
 
+    def cache(self) -> CacheFigures:
+        return CacheFigures()
+
     @torch.inference_mode()
     def step(self) -> list[Output]:
         chosen = self.schedule()
@@ -181,8 +188,16 @@ class EncoderStepper(ABC):
             batch.done.append(rows[place])
         outputs = []
         while self.waiting and len(self.waiting[0].done) == len(self.waiting[0].inputs):
-            outputs.append(self._answer(self.waiting.popleft()))
+            outputs.append(self._answer_or_fail(self.waiting.popleft()))
         return outputs
+
+    def _answer_or_fail(self, batch: Batch) -> Output:
+        """What goes wrong with one of them must not lose the answers of others."""
+        try:
+            return self._answer(batch)
+        except Exception as error:
+            log.exception("request %s failed", batch.id)
+            return Output(id=batch.id, error=EngineFailed(f"The engine failed: {error}"))
 
     def _padded(self, rows: Sequence[list[int]], padding: int) -> Tensor:
         """[rows, longest], on the model's device."""

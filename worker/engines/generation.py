@@ -5,30 +5,32 @@ next tokens, `finish` lets a sequence go.
 """
 
 from collections import deque
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
-from llguidance import LLTokenizer
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from shared.errors import EngineFailed, TokenbusError
+from shared.errors import EngineFailed, StartupError, TokenbusError
 from shared.logging import get_logger
 from shared.messages import TokenLogprob
+from worker.engines.adapter_files import fingerprint_of_adapter
 from worker.engines.base import EngineInfo, EngineRequest, Output
-from worker.engines.budget import cache_tokens, step_budget
+from worker.engines.budget import Model, cache_tokens, step_budget
 from worker.engines.checkpoint import Checkpoint
-from worker.engines.detokenizer import special_ids
-from worker.engines.grammar import Grammars, bytes_of_tokens
-from worker.engines.logprobs import Pieces, Scores
+from worker.engines.figures import CacheFigures, HitRate
+from worker.engines.frontend import Frontend
+from worker.engines.logprobs import Scores
+from worker.engines.lora import Adapters
 from worker.engines.options import SLOTS, EngineOptions
 from worker.engines.packed_model import NotPackableError, PackedModel
+from worker.engines.penalties import Penalties
 from worker.engines.plain_model import PlainModel
-from worker.engines.prompts import PromptReader
-from worker.engines.sampling import sample
-from worker.engines.sequence import Limits, Sequence
+from worker.engines.sampling import check_kernels, places_of, sample
+from worker.engines.sequence import Sequence
+from worker.engines.tensor_parallel import DealtOutModel, Group
 from worker.engines.transfer import sent
 
 log = get_logger(__name__)
@@ -70,81 +72,63 @@ class GenerationStepper:
         self._slots = options.slots or (SLOTS_ON_GPU if self._on_gpu else SLOTS)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._hit_rate = HitRate()
         self._flight: Flight | None = None
         self._outputs: list[Output] = []  # made, and not handed over: a step that fails loses none
 
     def load(self) -> EngineInfo:
         tokenizer = self._checkpoint.tokenizer()
         max_model_len = self._checkpoint.max_model_len()
+        if self._on_gpu:
+            check_kernels(self._checkpoint.device, self._checkpoint.config.get_text_config().vocab_size)
         self._model, fingerprint, eos_ids = self._load_model(tokenizer, max_model_len)
+        self._penalties = Penalties(self._slots, max_model_len, self._model.vocabulary, self._model.device)
         self.budget = step_budget(self._model)
         tokens = cache_tokens(self._model, self.budget, self._slots, self._options.gpu_memory_utilization)
         self._cache = self._model.hold(tokens)
         self._model.capture(self._slots, self.budget.beside, partial(tqdm, desc="capturing CUDA graphs"))
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._limits = Limits(eos_ids, max_model_len, special_ids(self._tokenizer))
-        self._prompts = PromptReader(
-            tokenizer,
-            self._model.vocabulary,
-            max_model_len,
-            tool_call_parser=self._options.tool_call_parser,
-            reasoning_parser=self._options.reasoning_parser,
-        )
+        vocabulary, threads = self._model.vocabulary, torch.get_num_threads()
+        self._frontend = Frontend(tokenizer, vocabulary, max_model_len, eos_ids, self._options, threads)
         return EngineInfo(
             name="transformers",
             fingerprint=fingerprint,
             max_model_len=max_model_len,
             slots=self._slots,
             resumable=True,
+            adapters={name: fingerprint_of_adapter(fingerprint, path) for name, path in self._options.lora_modules},
         )
 
-    def _load_model(self, tokenizer: Any, max_model_len: int) -> tuple[PackedModel | PlainModel, str, frozenset[int]]:
+    def _load_model(self, tokenizer: Any, max_model_len: int) -> tuple[Model, str, frozenset[int]]:
         """The model, its fingerprint and what ends its sequences."""
+        several = self._options.tensor_parallel_size > 1
+        group = Group(self._options, self._checkpoint.device) if several else None
+        adapters = self._adapters()
         model = self._checkpoint.causal_model()
         # Of the weights as they are stored: they may be stacked, or ordered otherwise, on this machine.
         found = self._checkpoint.fingerprint(model, tokenizer), self._checkpoint.eos_ids(model, tokenizer)
         try:
             compiled = self._on_gpu and not self._options.enforce_eager
-            return PackedModel(model, max_model_len, compiled=compiled), *found
+            packed = PackedModel(model, max_model_len, compiled=compiled, adapters=adapters)
+            return packed if group is None else DealtOutModel(packed, group), *found
         except NotPackableError as problem:  # which holds on to the model until it is forgotten
+            if group is not None:
+                raise StartupError(f"--tensor-parallel-size: {problem}") from problem
             name, why, is_intact = type(model).__name__, str(problem), problem.is_intact
         if not is_intact:
             del model  # there may be no room for both
             model = self._checkpoint.causal_model()
-        plain = PlainModel(model, max_model_len)
+        plain = PlainModel(model, max_model_len, adapters)
         log.warning("%s is computed %s, slower: %s", name, plain.way.value, why)
         return plain, *found
 
-    # Made when they are first needed, which is while a request is prepared.
-
-    @cached_property
-    def _bytes_of_tokens(self) -> LLTokenizer:
-        return bytes_of_tokens(self._tokenizer, self._model.vocabulary, self._limits.eos_ids)
-
-    @cached_property
-    def _grammars(self) -> Grammars:
-        return Grammars(self._bytes_of_tokens)
-
-    @cached_property
-    def _pieces(self) -> Pieces:
-        return Pieces(self._tokenizer, self._bytes_of_tokens)
+    def _adapters(self) -> Adapters | None:
+        given = self._options.lora_modules
+        if given and (self._options.tensor_parallel_size > 1 or self._options.num_gpus > 1):
+            raise StartupError("--lora-modules does not go together with --num-gpus and --tensor-parallel-size")
+        return Adapters(given) if given else None
 
     def prepare(self, request: EngineRequest) -> Sequence | Output:
-        if (answer := self._prompts.answer(request)) is not None:
-            return answer
-        prompt = self._prompts.read(request)
-        sampling = request.sampling
-        self._prompts.check_ids(list(sampling.logit_bias), "logit_bias")
-        self._prompts.check_ids(list(sampling.stop_token_ids), "stop_token_ids")
-        if request.resume is not None:
-            self._prompts.check_ids(request.resume.token_ids, "resume")
-        matcher = None if prompt.grammar is None else self._grammars.matcher(prompt.grammar)
-        sequence = Sequence(request, prompt, self._limits, self._tokenizer, matcher)
-        if sampling.logprobs is not None:
-            text, raw = self._pieces(prompt.ids[0])
-            if sequence.scores_prompt:
-                sequence.score_prompt([TokenLogprob(text, None, raw)])
-        return sequence
+        return self._frontend.prepare(request, Sequence)
 
     def add(self, prepared: Sequence) -> None:
         self.waiting.append(prepared)
@@ -164,6 +148,11 @@ class GenerationStepper:
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self._outputs)
+
+    def cache(self) -> CacheFigures:
+        extents = [sequence.row.extent for sequence in list(self.running)]
+        held = sum(extent.size for extent in extents if extent is not None)
+        return CacheFigures(held / self._cache.space.tokens, self._hit_rate.share())
 
     def schedule(self) -> list[tuple[Sequence, list[int]]]:
         """What to compute next: a token for each sequence that is being answered, then parts of prompts."""
@@ -189,7 +178,8 @@ class GenerationStepper:
             sequence = self.waiting[0]
             if sequence.flight is not None or not self._cache.begin(sequence.row, share=not sequence.scores_prompt):
                 return
-            sequence.begin()
+            if sequence.begin():
+                self._hit_rate.add(sequence.prompt_tokens, sequence.cached or 0)
             self.running.append(self.waiting.popleft())
 
     def _has_room(self, sequence: Sequence) -> bool:
@@ -198,6 +188,7 @@ class GenerationStepper:
             last = next((one for one in reversed(self.running) if not one.scores_prompt), sequence)
             self.running.remove(last)
             self._cache.release(last.row)
+            last.leave(self._penalties)
             self.waiting.appendleft(last)
         return sequence.row.extent is not None
 
@@ -247,7 +238,7 @@ class GenerationStepper:
                 scores = Scores(own, tops, sent(ids, torch.int64, logits.device))
                 if self._on_gpu:
                     torch.cuda.synchronize()
-                sequence.score_prompt(scores.tokens(ids, self._pieces))
+                sequence.score_prompt(scores.tokens(ids, self._frontend.pieces))
                 if not scores.are_numbers:
                     self._cache.release(sequence.row)
                     self._outputs.append(Output(id=sequence.id, error=EngineFailed(NOT_A_NUMBER)))
@@ -263,9 +254,14 @@ class GenerationStepper:
         plain = logits[sent(asked, torch.int64, logits.device)].float() if asked else None
         matchers = [(row, sequence.matcher) for row, sequence in enumerate(sequences) if sequence.matcher is not None]
         if matchers:
-            logits = logits.float()
-            self._grammars.constrain(logits, matchers)
-        drawn = sample(logits, [sequence.draw(logits.shape[1], logits.device) for sequence in sequences])
+            forbidden = torch.from_numpy(self._frontend.grammars.forbidden(logits.shape[0], logits.shape[1], matchers))
+            logits = logits.float().masked_fill_(forbidden.to(logits.device), -torch.inf)
+        drawn = sample(
+            logits, [sequence.draw(self._penalties, logits.device) for sequence in sequences], self._penalties
+        )
+        places, rows = places_of([sequence.penalized for sequence in sequences])
+        if places:
+            self._penalties.count(rows, drawn[sent(places, torch.int64, drawn.device)])
         scores = None
         if plain is not None:
             tops = [sequences[row].params.logprobs or 0 for row in asked]
@@ -273,7 +269,6 @@ class GenerationStepper:
         flight = Flight(sequences, drawn, asked, scores)
         for place, sequence in enumerate(sequences):
             sequence.flight, sequence.place = flight, place
-            sequence.drawn(drawn, place)
         return flight
 
     def _land(self) -> None:
@@ -289,7 +284,7 @@ class GenerationStepper:
         if flight.scores is not None:
             ids = [max(drawn[row], 0) for row in flight.scored]
             ends = [flight.sequences[row].ends_with(token_id) for row, token_id in zip(flight.scored, ids, strict=True)]
-            tokens = flight.scores.tokens(ids, self._pieces, ends)
+            tokens = flight.scores.tokens(ids, self._frontend.pieces, ends)
             logprobs = {row: [token] for row, token in zip(flight.scored, tokens, strict=True)}
         self._outputs += [
             self._advance(sequence, token_id, logprobs.get(row, []))
@@ -324,5 +319,6 @@ class GenerationStepper:
     def finish(self, sequence: Sequence) -> None:
         """Frees its slot; what is held of it stays for others that begin alike, until its memory is needed."""
         sequence.is_over = True
+        sequence.leave(self._penalties)
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._cache.keep(sequence.row)

@@ -1,13 +1,14 @@
 """Grammars over one model's tokens: which token may come next in each sequence that has one."""
 
+import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from shared.errors import InvalidRequest
 from shared.grammar import compiled
@@ -43,11 +44,11 @@ def bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int, eos_ids: frozenset[in
 
 
 class Grammars:
-    """Compiles for one model. `matcher` is called beside the step thread, `constrain` in it."""
+    """Compiles for one model. `matcher` is called beside the step thread, `forbidden` in it."""
 
-    def __init__(self, tokens: LLTokenizer) -> None:
+    def __init__(self, tokens: LLTokenizer, threads: int = 1) -> None:
         self._tokens = tokens
-        self._executor = LLExecutor(torch.get_num_threads())
+        self._executor = LLExecutor(threads)
         self._words = -(-self._tokens.vocab_size // 32)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -60,11 +61,28 @@ class Grammars:
         self._compiled.move_to_end(grammar)
         return Matcher(known.deep_copy())
 
-    def constrain(self, logits: Tensor, rows: Sequence[tuple[int, Matcher]]) -> None:
-        """In float32 [batch, vocabulary], in place: -inf for the tokens that may not follow. Of a grammar that fails,
-        the end alone may. One fill for the whole batch: each would wait for all of torch's threads."""
-        bits = np.full((logits.shape[0], self._words), -1, dtype=np.int32)
+    def forbidden(self, batch: int, vocabulary: int, rows: Sequence[tuple[int, Matcher]]) -> NDArray[np.bool_]:
+        """[batch, vocabulary]: the tokens that may not follow. Of a grammar that fails, the end alone may. One
+        fill for the whole batch: each would wait for all of torch's threads."""
+        bits = np.full((batch, self._words), -1, dtype=np.int32)
         matchers = [(matcher.at, row) for row, matcher in rows]
         self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, self._words * 4, len(bits))
-        allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
-        logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)
+        allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little")
+        return np.equal(allowed, 0)
+
+
+def as_lark(grammar: str) -> str:
+    """A grammar in llguidance's JSON form as one text of Lark, for engines that pass on no other form."""
+    first, *others = json.loads(grammar)["grammars"]
+    text = _rule("start", first)
+    for number, other in enumerate(others):
+        name = f"grammar_{number}"
+        text = text.replace(f"@{other['name']}", name) + "\n" + _rule(name, other)
+    return text
+
+
+def _rule(name: str, grammar: Mapping[str, Any]) -> str:
+    if (schema := grammar.get("json_schema")) is not None:
+        return f"{name}: %json {json.dumps(schema)}\n"
+    lark = grammar["lark_grammar"]
+    return str(lark) if name == "start" else f"{name}: %lark {{\n{lark}\n}}\n"

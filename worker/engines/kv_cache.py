@@ -5,7 +5,7 @@ memory speed). What a sequence leaves behind stays for others that begin with th
 needed. Where the space is full nobody is given any, and the scheduler has to make room.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +37,8 @@ class Row(Prefix):
     """One sequence's place, and its ids. `length`: tokens that all layers hold, or will when what was launched has
     run."""
 
-    def __init__(self, ids: list[int] | None = None) -> None:
-        super().__init__([] if ids is None else ids)
+    def __init__(self, ids: list[int] | None = None, adapter: int = 0) -> None:
+        super().__init__([] if ids is None else ids, adapter)
         self.length = 0
         self.extent: Extent | None = None
 
@@ -47,11 +47,18 @@ class Row(Prefix):
         return 0 if self.extent is None else self.extent.start
 
 
+Moved = Callable[[int, int, int], None]
+
+
 class KeyValueCache:
     """The first block is nobody's: what fills up a batch is written there."""
 
-    def __init__(self, layers: Mapping[int, Layer], tokens: int, device: torch.device) -> None:
-        """tokens: that all rows together may have. device: of a step's numbers; tensors lie where their layer does."""
+    def __init__(
+        self, layers: Mapping[int, Layer], tokens: int, device: torch.device, moved: Moved | None = None
+    ) -> None:
+        """tokens: that all rows together may have. device: of a step's numbers; tensors lie where their layer does.
+        moved: is told of what is copied, before it is: as `copy`."""
+        self._moved = moved
         self._block = block_of(device)
         self._tokens = (-(-tokens // self._block) + 1) * self._block
         self._tensors: list[Tensor] = []
@@ -175,7 +182,12 @@ class KeyValueCache:
             self._copy(start, moved.start, moved.size)
 
     def _copy(self, source: int, target: int, tokens: int) -> None:
-        """The two may overlap."""
+        if self._moved is not None:
+            self._moved(source, target, tokens)
+        self.copy(source, target, tokens)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Keys and values of so many tokens, wherever they begin. The two places may overlap."""
         step = min(tokens, abs(source - target)) or 1
         parts = range(0, tokens, step)
         for at in parts if target < source else reversed(parts):

@@ -4,12 +4,15 @@ All of it is of the model's own distribution: before penalties, bias, grammar, t
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from shared.messages import Logprob, TokenLogprob
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEAST = -9999.0  # for what cannot come at all: JSON has no infinity
 
@@ -43,7 +46,7 @@ class Scores:
     ones. They may still be on their way from a GPU when this returns, and are read when what came after them is there.
     """
 
-    def __init__(self, logits: Tensor, tops: Sequence[int], ids: Tensor) -> None:
+    def __init__(self, logits: "Tensor", tops: Sequence[int], ids: "Tensor") -> None:
         """tops: how many of each row. ids: int64 [rows], where the logits are."""
         values = logits.log_softmax(dim=-1).clamp_min_(LEAST)
         best = values.topk(min(max(tops, default=0), logits.shape[1]), dim=-1)
@@ -70,10 +73,19 @@ class Scores:
         ]
 
     def _token(self, row: int, token_id: int, value: float, pieces: Pieces, is_end: bool) -> TokenLogprob:
-        def named(one: int) -> tuple[str, list[int] | None]:
-            return ("", None) if is_end and one == token_id else pieces(one)
-
         best = list(zip(*self._best[row], strict=True))[: self._tops[row]]
-        top = [Logprob(named(one)[0], probable, named(one)[1]) for one, probable in best]
-        text, raw = named(token_id)
-        return TokenLogprob(text, value, raw, top)
+        return scored_token(token_id, value, best, pieces, is_end)
+
+
+def scored_token(
+    token_id: int, value: float, best: Sequence[tuple[int, float]], pieces: Pieces, is_end: bool = False
+) -> TokenLogprob:
+    """`best`: the most probable ones, with their logprobs. `is_end`: it ends a reply, is no part of its text, and so
+    has none."""
+
+    def named(one: int) -> tuple[str, list[int] | None]:
+        return ("", None) if is_end and one == token_id else pieces(one)
+
+    top = [Logprob(named(one)[0], probable, named(one)[1]) for one, probable in best]
+    text, raw = named(token_id)
+    return TokenLogprob(text, value, raw, top)

@@ -2,10 +2,11 @@
 
 Registered with transformers under NAME, it replaces the attention of any model that calls transformers'
 AttentionInterface. The keys and values of new tokens are written into the cache (`slots=`, which models hand on), and
-what every row sees of it is read from there. Where kernels can, two calls are all: our own for rows with one new token,
-and torch's flash kernel for the others. Else it is done row by row.
+what every row sees of it is read from there: by two kernels, one for rows with one new token and one for the others, or
+row by row where they cannot.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from worker.engines.kv_cache import Layer
-from worker.engines.staging import PIECE
+from worker.engines.staging import Segment
 
 if torch.cuda.is_available():  # Triton comes with torch for GPUs
-    from worker.engines.decode_attention import attend_to_cache
+    from worker.engines.attention_kernels import attend_pieces, attend_to_cache
 
 NAME = "tokenbus_packed"
 # Arguments that models pass along and that change nothing here. Any other one asks for an attention that this is not.
@@ -31,40 +32,18 @@ class UnsupportedAttentionError(Exception):
 
 
 @dataclass(slots=True)
-class Segment:
-    """The tokens [start, end) of the packed input: the next ones of one row, whose keys begin at `held` and which has
-    `past` of them already."""
-
-    held: int
-    past: int
-    start: int
-    end: int
-    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)  # the same in many layers
-
-    def mask(self, window: int | None, like: Tensor) -> Tensor:
-        """Added to the scores [new, length]: a token sees itself and what is before it, within the window."""
-        if (window, like.device) not in self.masks:
-            new = self.end - self.start
-            at = torch.arange(self.past, self.past + new, device=like.device).unsqueeze(1)
-            seen = torch.arange(self.past + new, device=like.device).unsqueeze(0)
-            hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
-            mask = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
-            self.masks[window, like.device] = mask
-        return self.masks[window, like.device]
-
-
-@dataclass(slots=True)
 class Kernels:
     """The same for kernels, int32. Of rows at the beginning that have one new token: where their keys begin, and their
-    length with it, 0 for none. Of pieces of the others, as torch's flash kernel has them: where new tokens begin, where
-    keys do, and how many the last of a piece's tokens sees. The first piece is all singles, and has no keys."""
+    length with it, 0 for none. Of pieces of the others: where new tokens begin, how many they are, where keys begin,
+    and how many the last of a piece's tokens sees."""
 
     longest: int  # a row may be
     starts: Tensor  # [singles]
     lengths: Tensor  # [singles]
-    new_starts: Tensor  # [pieces + 2]; none where all rows are singles
-    key_starts: Tensor  # [pieces + 2], the last of no meaning
-    piece_lengths: Tensor  # [pieces + 1]
+    new_starts: Tensor  # [pieces], and so are the others
+    counts: Tensor
+    key_starts: Tensor
+    piece_lengths: Tensor
     copies: dict[torch.device, "Kernels"] = field(default_factory=dict, init=False)
 
     def on(self, device: torch.device) -> "Kernels":
@@ -73,7 +52,7 @@ class Kernels:
             return self
         if device not in self.copies:
             singles = self.starts, self.lengths
-            pieces = self.new_starts, self.key_starts, self.piece_lengths
+            pieces = self.new_starts, self.counts, self.key_starts, self.piece_lengths
             self.copies[device] = Kernels(self.longest, *(one.to(device) for one in (*singles, *pieces)))
         return self.copies[device]
 
@@ -84,12 +63,25 @@ class Packed:
 
     segments: Sequence[Segment] = ()
     kernels: Kernels | None = None
+    masks: dict[tuple[Segment, int | None, torch.device], Tensor] = field(default_factory=dict)  # of all layers
     layers: dict[int, Layer] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)  # that each layer asked for
 
+    def mask(self, segment: Segment, window: int | None, like: Tensor) -> Tensor:
+        """Added to the scores [new, length]: a token sees itself and what is before it, within the window."""
+        key = segment, window, like.device
+        if key not in self.masks:
+            new = segment.end - segment.start
+            at = torch.arange(segment.past, segment.past + new, device=like.device).unsqueeze(1)
+            seen = torch.arange(segment.past + new, device=like.device).unsqueeze(0)
+            hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
+            self.masks[key] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+        return self.masks[key]
 
-class _Pass:
-    """The one that is computed: attention is called by the model, which hands on tensors."""
+
+class _Pass(threading.local):
+    """The one that is computed: attention is called by the model, which hands on tensors. Models that share a process
+    have a thread each."""
 
     now: Packed | None = None
 
@@ -150,38 +142,27 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, 
     for segment in packed.segments:
         new = slice(segment.start, segment.end)
         held = slice(segment.held, segment.held + segment.past + segment.end - segment.start)
-        attend = _attend_one if segment.end - segment.start == 1 else _attend_chunk
-        seen = keys[held].transpose(0, 1), values[held].transpose(0, 1)
-        out[new] = attend(segment, query[:, new], *seen, scaling, window)
+        rows = query[:, new], keys[held].transpose(0, 1), values[held].transpose(0, 1)
+        if segment.end - segment.start == 1:
+            out[new] = _attend_one(*rows, scaling, window)
+        else:
+            plain = segment.past == 0 and (window is None or segment.end - segment.start <= window)
+            mask = None if plain else packed.mask(segment, window, query)
+            out[new] = _attend_chunk(*rows, scaling, mask)
     return out
 
 
 def _attend_by_kernels(
     kernels: Kernels, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """A piece of a new prompt, and one after what the cache holds, are the same call."""
+    """A piece of a new prompt, and one after what the cache holds, are the same."""
+    out = query.new_empty((query.shape[1], query.shape[0], query.shape[2]))
     if len(kernels.new_starts):
-        out: Tensor = torch.ops.aten._flash_attention_forward(
-            query.transpose(0, 1),
-            keys,
-            values,
-            kernels.new_starts,
-            kernels.key_starts,
-            PIECE,
-            kernels.longest,
-            0.0,
-            True,
-            False,
-            scale=scaling,
-            window_size_left=None if window is None else window - 1,
-            window_size_right=None if window is None else 0,
-            seqused_k=kernels.piece_lengths,
-        )[0]
-    else:
-        out = query.new_empty((query.shape[1], query.shape[0], query.shape[2]))
+        pieces = kernels.new_starts, kernels.counts, kernels.key_starts, kernels.piece_lengths
+        attend_pieces(query, keys, values, *pieces, scaling, window, out)
     if len(kernels.starts):
-        single = kernels.starts, kernels.lengths, kernels.longest
-        attend_to_cache(query, keys, values, *single, scaling, window, out)
+        singles = kernels.starts, kernels.lengths, kernels.longest
+        attend_to_cache(query, keys, values, *singles, scaling, window, out)
     return out
 
 
@@ -196,9 +177,7 @@ def _(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window
     return query.new_empty((query.shape[1], query.shape[0], values.shape[2]))
 
 
-def _attend_one(
-    segment: Segment, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
-) -> Tensor:
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
     """One new token: the heads that share a key head take the place of its queries, so that no key is repeated."""
     if window is not None and keys.shape[1] > window:
         keys, values = keys[:, -window:], values[:, -window:]
@@ -207,18 +186,15 @@ def _attend_one(
     return out.reshape(1, -1, values.shape[2])
 
 
-def _attend_chunk(
-    segment: Segment, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
-) -> Tensor:
-    """Several new tokens after what the row holds. The groups of heads see their keys expanded, but not copied."""
+def _attend_chunk(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None) -> Tensor:
+    """Several new tokens after what the row holds; without a mask they are all that there is of it. The groups of heads
+    see their keys expanded, but not copied."""
     kv_heads, length, head_dim = keys.shape
     grouped = query.reshape(kv_heads, -1, query.shape[1], query.shape[2])
     groups = grouped.shape[1]
     keys = keys.unsqueeze(1).expand(kv_heads, groups, length, head_dim)
     values = values.unsqueeze(1).expand(kv_heads, groups, length, values.shape[2])
-    plain = segment.past == 0 and (window is None or length <= window)
-    mask = None if plain else segment.mask(window, query)
-    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, is_causal=plain, scale=scaling)
+    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling)
     return out.flatten(0, 1).transpose(0, 1)
 
 

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -12,11 +14,13 @@ from transformers import PreTrainedModel
 from shared.errors import StartupError
 from shared.logging import get_logger
 from worker.engines.cpu_linear import bring_into_order, has_bfloat16
-from worker.engines.kv_cache import KeyValueCache, Layer, Row, block_of
-from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, Segment, UnsupportedAttentionError
+from worker.engines.kv_cache import KeyValueCache, Layer, Moved, Row, block_of
+from worker.engines.lora import Adapters
+from worker.engines.packed_attention import NAME, PASS, Kernels, Packed, UnsupportedAttentionError
 from worker.engines.placement import devices_of, is_quantized
+from worker.engines.shards import make_plain
 from worker.engines.stacked import stack
-from worker.engines.staging import Shape, Staging, Work, shape_for_kernels
+from worker.engines.staging import Segment, Shape, Staging, Step, Work, shape_for_kernels
 from worker.engines.step_cost import NO_ROOM, Cost, cost_of, prompts
 from worker.engines.step_graphs import StepGraphs
 
@@ -37,7 +41,9 @@ class NotPackableError(Exception):
 
 
 class PackedModel:
-    def __init__(self, model: PreTrainedModel, max_model_len: int, *, compiled: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, max_model_len: int, *, compiled: bool, adapters: Adapters | None = None
+    ) -> None:
         """Checks the model against its own plain forward; raises NotPackableError where packed rows would be wrong.
 
         compiled: on one GPU its layers are, which takes seconds, and steps can be CUDA graphs where kernels read the
@@ -46,6 +52,7 @@ class PackedModel:
         self.device = model.device
         self.max_model_len = max_model_len
         self._may_be_compiled = compiled
+        self._adapters = adapters
         self._model = model.requires_grad_(False)
         self._config = model.config.get_text_config()
         self._has_kernels = False
@@ -60,6 +67,8 @@ class PackedModel:
         try:
             with torch.inference_mode():
                 self._prepare()
+        except StartupError:
+            raise
         except torch.OutOfMemoryError:
             raise StartupError(NO_ROOM) from None
         except Exception as problem:  # foreign code, run in a way that it may not know
@@ -77,12 +86,12 @@ class PackedModel:
             sizes[layer.device] += layer.bytes_per_token
         return sizes
 
-    def hold(self, tokens: int) -> KeyValueCache:
-        """Gives it a cache for so many tokens, in place of the one that it has."""
+    def hold(self, tokens: int, moved: Moved | None = None) -> KeyValueCache:
+        """Gives it a cache for so many tokens, in place of the one that it has. moved: as KeyValueCache has it."""
         held, self._held = self._held, None  # there may be no room for another
         if held is not None:
             held.drop()
-        self._held = KeyValueCache(self._layers, tokens, self.device)
+        self._held = KeyValueCache(self._layers, tokens, self.device, moved)
         return self._held
 
     @property
@@ -137,25 +146,37 @@ class PackedModel:
         work: of each row, the row and the ids that follow what it holds; an id below 0 stands for drawn[-1 - id].
         wanted: of how many of its last tokens the logits are needed.
         """
-        places = _places(work, wanted)
-        shape = None if self._graphs is None else self._graphs.shape_of(work, len(places))
-        if self._graphs is not None and shape is not None:
-            logits = self._graphs.run(shape, work, places, drawn)
-        else:
-            logits = self._run(work, places, drawn)
-        for row, ids in work:
-            row.length += len(ids)
-        return logits
+        return self.run(self.plan(work, wanted), drawn)
 
-    def _run(self, work: Sequence[Work], places: Sequence[int], drawn: Tensor | None) -> Tensor:
-        if self._has_kernels:
-            shape, segments = shape_for_kernels(work, len(places)), []
+    def plan(self, work: Sequence[Work], wanted: Sequence[int]) -> Step:
+        """As for `forward`. Whoever calls it runs the step before he plans another."""
+        places = _places(work, wanted)
+        segments: list[Segment] = []
+        graph = None if self._graphs is None else self._graphs.shape_of(work, len(places))
+        if graph is not None:
+            shape = graph
+        elif self._has_kernels:
+            shape = shape_for_kernels(work, len(places))
         else:
             shape, segments = Shape(sum(len(ids) for _, ids in work), 0, 0, len(places)), _segments(work)
-        numbers = self._staging.gather(work, places, shape).to(self.device, non_blocking=self.device.type == "cuda")
+        numbers = self._staging.gather(work, places, shape)
         longest = max(row.length + len(ids) for row, ids in work)
-        logits = self._step(numbers, shape, drawn, longest, segments)
-        if logits.shape[0] != len(places):
+        for row, ids in work:
+            row.length += len(ids)
+        return Step(shape, numbers, len(places), longest, segments, is_graph=graph is not None)
+
+    def run_planned(self, step: Step, drawn: Tensor | None) -> None:
+        """A step that was planned elsewhere."""
+        self.run(replace(step, numbers=self._staging.copied(step.numbers)), drawn)
+
+    def run(self, step: Step, drawn: Tensor | None) -> Tensor:
+        """Logits [step.wanted, vocabulary]."""
+        if step.is_graph:
+            assert self._graphs is not None
+            return self._graphs.run(step, drawn)
+        numbers = torch.from_numpy(step.numbers).to(self.device, non_blocking=self.device.type == "cuda")
+        logits = self._step(numbers, step.shape, drawn, step.longest, step.segments)
+        if logits.shape[0] != step.wanted:
             raise UnsupportedAttentionError("it does not take logits_to_keep")
         return logits
 
@@ -163,7 +184,9 @@ class PackedModel:
         self, numbers: Tensor, shape: Shape, drawn: Tensor | None, longest: int, segments: Sequence[Segment] = ()
     ) -> Tensor:
         """numbers: as Staging gathers them. segments: for rows that are read one by one."""
-        ids, positions, slots, places, *rows = torch.split(numbers, shape.sizes)
+        ids, positions, slots, adapters, places, *rows = torch.split(numbers, shape.sizes)
+        if self._adapters is not None:
+            self._adapters.choose(adapters)
         if drawn is not None:
             ids = torch.where(ids < 0, drawn[(-1 - ids).clamp_min(0)], ids)
         kernels = None if segments else Kernels(longest, *(part.int() for part in rows))
@@ -186,6 +209,7 @@ class PackedModel:
     def _prepare(self) -> None:
         ids = check_ids(self.vocabulary)
         expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
+        make_plain(self._model)
         self._model.set_attn_implementation(NAME)
         if self._model.config.get_text_config()._attn_implementation != NAME:
             raise UnsupportedAttentionError("it has an attention of its own")
@@ -195,16 +219,20 @@ class PackedModel:
         self._check(ids, expected)
         if self.device.type == "cuda" or (self._model.dtype is torch.bfloat16 and has_bfloat16()):
             self._is_rebuilt = True
-            self._rebuild()
+            self._rebuild(partial(self._difference, ids, expected, adapter=1))
             self._check(ids, expected)
+        elif self._adapters is not None:
+            self._adapters.attach(self._model, partial(self._difference, ids, expected, adapter=1))
 
-    def _rebuild(self) -> None:
-        """Its layers, in place, to be faster."""
+    def _rebuild(self, run: Callable[[], object]) -> None:
+        """Its layers, in place, to be faster. run: as Adapters.attach has it."""
         if self.device.type == "cuda" and not self._is_spread:
             stack(self._model)  # over several, accelerate's hooks are on the layers that a stack would replace
             torch.cuda.empty_cache()
         if self.device.type == "cpu":
             bring_into_order(self._model)
+        if self._adapters is not None:
+            self._adapters.attach(self._model, run)
         if self._may_be_compiled and not (self._is_spread or self._is_quantized):
             for layer in {one.module for one in self._layers.values()}:
                 self._decoder_layer_of(layer).compile(dynamic=True)
@@ -223,7 +251,7 @@ class PackedModel:
         return packed.layers
 
     def _kernels_fit(self) -> bool:
-        """torch's flash kernel is for half precision, on a GPU that has it, with keys and values of one size."""
+        """They are for half precision, on a GPU that multiplies it, with keys and values of one size."""
         half = all(layer.dtype in (torch.float16, torch.bfloat16) for layer in self._layers.values())
         small = all(layer.key_size == layer.value_size <= 256 for layer in self._layers.values())
         return self.device.type == "cuda" and half and small and torch.cuda.get_device_capability(self.device) >= (8, 0)
@@ -232,9 +260,9 @@ class PackedModel:
         (parent,) = [module for module in self._model.modules() if attention in list(module.children())]
         return parent
 
-    def _difference(self, ids: list[int], expected: Tensor) -> float:
+    def _difference(self, ids: list[int], expected: Tensor, adapter: int = 0) -> float:
         """Relative error of a prompt's logits, computed in two chunks beside another row."""
-        row, other = Row(), Row()
+        row, other = Row(adapter=adapter), Row()
         for one in (row, other):
             self.cache.reserve(one, CHECK_TOKENS)
         half, rest = ids[: CHECK_TOKENS // 2], ids[CHECK_TOKENS // 2 :]

@@ -1,11 +1,9 @@
 """Counter-based randomness: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011).
 
 The noise of a token depends on (seed, choice, index of the completion token, token id) and on nothing else, so
-that a sequence which another worker continues draws what the undisturbed one would have drawn.
+that a sequence which another worker continues draws what the undisturbed one would have drawn. `draw_kernels.py` makes
+the same on GPUs.
 """
-
-from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,21 +48,9 @@ class Noise:
 
     def whole(self, vocabulary: int) -> Tensor:
         """float32 [rows, vocabulary]: the noise of every token. Four neighbouring ids share a counter."""
-        make = _compiled() if self._index.is_cuda else noise_of
         blocks = torch.arange((vocabulary + 3) // 4, device=self._index.device).unsqueeze(0)
-        return make(blocks, self._index, self._choice, *self._key)[:, :vocabulary]
-
-
-def noise_of(blocks: Tensor, index: Tensor, choice: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """float32 [rows, 4 * blocks], from int64 [1, blocks] and [rows, 1]."""
-    words = philox4x32((blocks, index, choice, torch.zeros_like(index)), (low, high))
-    return gumbel(torch.stack(words, dim=-1).flatten(1))
-
-
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    """One kernel in the place of a hundred."""
-    return torch.compile(noise_of, dynamic=True)
+        words = philox4x32((blocks, self._index, self._choice, torch.zeros_like(self._index)), self._key)
+        return gumbel(torch.stack(words, dim=-1).flatten(1))[:, :vocabulary]
 
 
 def gumbel(words: Tensor) -> Tensor:

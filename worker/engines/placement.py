@@ -1,4 +1,5 @@
-"""Where the weights of a model lie, and in how many bits: quantized by bitsandbytes, spread over GPUs by accelerate."""
+"""Where the weights of a model lie, and in how many bits: quantized by bitsandbytes, spread over GPUs by accelerate, or
+dealt out to processes by transformers."""
 
 import logging
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import convert_file_size_to_int
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from shared.errors import StartupError
 from worker.engines.options import EngineOptions
@@ -28,11 +30,14 @@ class Placement:
         self._bits = options.weight_bits
         self._gpus = options.num_gpus
         self._most = options.max_gpu_memory
+        self._processes = options.tensor_parallel_size
         self._device = device
         if self._bits is not None:
             self._check_quantizer()
         if self._is_mapped:
             self._check_gpus()
+        if self._processes > 1:
+            self._check_processes()
 
     @property
     def quantization(self) -> str | None:
@@ -53,13 +58,15 @@ class Placement:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if self._bits is not None:
             arguments["quantization_config"] = self._quantizer(auto)
+        if self._processes > 1:
+            arguments["distributed_config"] = DistributedConfig(tp_size=self._processes)
         try:
             model: PreTrainedModel = auto.from_pretrained(source, **arguments)
         except ValueError as error:
             if OVERFLOWS in str(error):
                 raise self._too_large() from error
             raise
-        if not mapped:
+        if not mapped and self._processes == 1:
             model.to(self._device)  # type: ignore[arg-type]
         if self._is_mapped:
             self._check_whole(model)
@@ -106,6 +113,18 @@ class Placement:
             raise StartupError(f"{flag} is for --device cuda, and this worker has {self._device.type}")
         if self._gpus > (present := torch.cuda.device_count()):
             raise StartupError(f"{flag}: this machine has {present}")
+
+    def _check_processes(self) -> None:
+        flag = f"--tensor-parallel-size {self._processes}"
+        if self._bits is not None or self._is_mapped:
+            raise StartupError(
+                f"{flag} does not go together with --load-8bit, --load-4bit, --num-gpus, --max-gpu-memory"
+            )
+        if self._device.type == "cuda" and self._processes > (present := torch.cuda.device_count()):
+            raise StartupError(f"{flag}: this machine has {present}")
+        # transformers deals out to what it takes for the accelerator.
+        if self._device.type == "mps" or (self._device.type == "cpu" and torch.accelerator.is_available()):
+            raise StartupError(f"{flag} is for --device cuda, and for machines without a GPU")
 
     def _check_whole(self, model: PreTrainedModel) -> None:
         """accelerate leaves what does not fit on the CPU or the disk, and says nothing: each step would read it."""

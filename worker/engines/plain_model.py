@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from shared.errors import StartupError
 from worker.engines.kv_cache import Row, block_of
+from worker.engines.lora import Adapters
 from worker.engines.packed_model import CHECK_TOKENS, check_ids, tolerance_of
 from worker.engines.row_caches import Held, RowCaches
 from worker.engines.staging import Work
@@ -35,10 +36,11 @@ class Way(Enum):
 class PlainModel:
     has_graphs = False
 
-    def __init__(self, model: PreTrainedModel, max_model_len: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_model_len: int, adapters: Adapters | None = None) -> None:
         """Finds out which way is right, by the model's plain forward; raises StartupError where none is."""
         self.device = model.device
         self.max_model_len = max_model_len
+        self._adapters: Adapters | None = None
         self._model = model.requires_grad_(False)
         self._takes = inspect.signature(model.forward).parameters
         self._cache_name = next((name for name in CACHES if name in self._takes), CACHES[0])
@@ -47,6 +49,9 @@ class PlainModel:
         with torch.inference_mode():
             self.way = self._find_way()
             self.bytes_per_token = self._measure()
+        self._adapters = adapters
+        if adapters is not None:
+            adapters.attach(self._model, lambda: self.forward([(Row(adapter=1), check_ids(self.vocabulary))], [1]))
 
     def hold(self, tokens: int) -> RowCaches:
         """Gives it a budget of so many tokens, and drops all that it kept of rows."""
@@ -77,6 +82,8 @@ class PlainModel:
         """As PackedModel.forward."""
         logits: list[Tensor] = []
         for (row, ids), last in zip(work, wanted, strict=True):
+            if self._adapters is not None:
+                self._adapters.choose(torch.tensor([row.adapter], device=self.device))
             given = torch.tensor(ids, device=self.device)
             if drawn is not None:
                 given = torch.where(given < 0, drawn[(-1 - given).clamp_min(0)], given)

@@ -13,14 +13,15 @@ BLOCK = 16  # tokens; less in common is not worth a copy
 class Prefix:
     """A list of ids, and the hashes of its blocks."""
 
-    def __init__(self, ids: list[int]) -> None:
-        """ids: may grow."""
+    def __init__(self, ids: list[int], adapter: int = 0) -> None:
+        """ids: may grow. adapter: with another one, keys and values of the same ids are others."""
         self.ids = ids
+        self.adapter = adapter
         self._hashes: list[int] = []
 
     def hashes(self) -> list[int]:
         while (end := (len(self._hashes) + 1) * BLOCK) <= len(self.ids):
-            before = self._hashes[-1] if self._hashes else 0
+            before = self._hashes[-1] if self._hashes else self.adapter
             self._hashes.append(hash((before, *self.ids[end - BLOCK : end])))
         return self._hashes
 
@@ -30,6 +31,8 @@ class Prefix:
 
     def common(self, other: "Prefix", at_most: int) -> int:
         """Tokens that both begin with."""
+        if self.adapter != other.adapter:
+            return 0
         return sum(1 for _ in takewhile(bool, map(eq, self.ids[:at_most], other.ids)))
 
 

@@ -6,82 +6,56 @@ this (logprobs.py). Each row has parameters and noise of its own, so that it dra
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from shared.errors import StartupError
 from shared.messages import SamplingParams
+from worker.engines.penalties import Penalties
 from worker.engines.philox import Noise
+from worker.engines.step_cost import NO_ROOM
 from worker.engines.transfer import sent
 
 if torch.cuda.is_available():  # Triton comes with torch for GPUs
-    from worker.engines.top_p_kernel import draw_within
+    from worker.engines.draw_kernels import draw_whole, draw_within
 
+Kept = TypeVar("Kept")
 GREEDY_BELOW = 1e-5  # dividing by a smaller temperature leaves float32
-
-
-class Penalties:
-    """What one sequence's repetition, presence and frequency penalties take from its logits.
-
-    repetition: as in transformers, over prompt and completion; presence and frequency: as OpenAI's, over the
-    completion alone.
-    """
-
-    def __init__(self, params: SamplingParams, vocabulary: int, device: torch.device) -> None:
-        self._params = params
-        self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self._counts = torch.zeros(vocabulary, dtype=torch.float32, device=device)
-
-    @staticmethod
-    def asked_for(params: SamplingParams) -> bool:
-        return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-
-    def see(self, ids: Tensor, *, completion: bool) -> None:
-        """int64 [tokens], where the logits are."""
-        self._seen.index_fill_(0, ids, True)
-        if completion:
-            self._counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
-
-    def apply(self, logits: Tensor) -> None:
-        """In place, on float32 [vocabulary]."""
-        params = self._params
-        if params.repetition_penalty != 1.0:
-            factor = torch.where(logits < 0, params.repetition_penalty, 1 / params.repetition_penalty)
-            logits.mul_(torch.where(self._seen, factor, 1.0))
-        if params.presence_penalty != 0.0:
-            logits.sub_((self._counts > 0).float(), alpha=params.presence_penalty)
-        if params.frequency_penalty != 0.0:
-            logits.sub_(self._counts, alpha=params.frequency_penalty)
 
 
 class Bias:
     """What is added to the logits of single tokens."""
 
     def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
-        self._ids = sent(list(bias), torch.int64, device)
-        self._values = sent(list(bias.values()), torch.float32, device)
+        self.ids = sent(list(bias), torch.int64, device)
+        self.values = sent(list(bias.values()), torch.float32, device)
 
-    def apply(self, logits: Tensor) -> None:
-        """In place, on float32 [vocabulary]."""
-        logits.index_add_(0, self._ids, self._values)
+    @staticmethod
+    def apply(biases: Sequence["Bias"], places: Sequence[int], logits: Tensor) -> None:
+        """In place, on rows `places` of float32 [all, vocabulary]."""
+        sizes = [len(bias.ids) for bias in biases]
+        rows, repeats = sent(places, torch.int64, logits.device), sent(sizes, torch.int64, logits.device)
+        at = rows.repeat_interleave(repeats, output_size=sum(sizes)), torch.cat([bias.ids for bias in biases])
+        logits.index_put_(at, torch.cat([bias.values for bias in biases]), accumulate=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How the next token of one sequence is drawn; `index` is that token's place in the completion, `banned` are ids
-    that may come only where nothing else may."""
+    """How the next token of one sequence is drawn; `index` is that token's place in the completion, `penalized` its row
+    among the Penalties, `banned` are ids that may come only where nothing else may."""
 
     params: SamplingParams
     choice: int
     index: int
-    penalties: Penalties | None = None
+    penalized: int | None = None
     bias: Bias | None = None
-    banned: Tensor | None = None
+    banned: Sequence[int] = ()
 
     @property
-    def is_plain(self) -> bool:
-        """The most probable token of what the model computed."""
-        return not self.is_random and self.penalties is None and self.bias is None and self.banned is None
+    def changes_logits(self) -> bool:
+        return self.penalized is not None or self.bias is not None or bool(self.banned)
 
     @property
     def is_random(self) -> bool:
@@ -92,57 +66,74 @@ class Draw:
         return self.params.top_p < 1 or self.params.top_k > 0 or self.params.min_p > 0
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+def sample(logits: Tensor, draws: Sequence[Draw], penalties: Penalties | None = None) -> Tensor:
     """The next token of each row of [rows, vocabulary], which is overwritten: int64 [rows], where the logits are, and
-    where nobody waits for them.
+    where nobody waits for them. penalties: of those that are penalized.
 
     -1 for a row whose logits are not finite.
     """
-    if all(draw.is_plain for draw in draws):
-        best, tokens = logits.max(dim=-1)
-        return torch.where(best.isfinite(), tokens, -1)
-    logits = logits.float()
-    for row, draw in enumerate(draws):
-        if draw.penalties is not None:
-            draw.penalties.apply(logits[row])
-        if draw.bias is not None:
-            draw.bias.apply(logits[row])
-        if draw.banned is not None:
-            _ban(logits[row], draw.banned)
+    if any(draw.changes_logits for draw in draws):
+        logits = logits.float()
+        _change(logits, draws, penalties)
     best, tokens = logits.max(dim=-1)
     for truncated in (False, True):
         rows = [row for row, draw in enumerate(draws) if draw.is_random and draw.is_truncated is truncated]
         if rows:
             draw_rows = _draw_truncated if truncated else _draw_whole
             places = sent(rows, torch.int64, logits.device)
-            drawn = [draws[row] for row in rows]
-            own = (logits, best) if len(rows) == len(draws) else (logits[places], best[places])
-            tokens[places] = draw_rows(_scaled(*own, drawn), drawn)
+            tokens[places] = draw_rows(logits, best, places, [draws[row] for row in rows])
     return torch.where(best.isfinite(), tokens, -1)
 
 
-def _ban(logits: Tensor, ids: Tensor) -> None:
-    """A grammar that is complete leaves nothing but the end; that must not be taken from it."""
-    before = logits[ids]
-    logits[ids] = -torch.inf
-    logits[ids] = torch.where(logits.max() == -torch.inf, before, -torch.inf)
+def check_kernels(device: torch.device, vocabulary: int) -> None:
+    """Builds what draws on a GPU. Raises StartupError where Triton cannot build anything."""
+    kinds = SamplingParams(seed=0, temperature=1.0), SamplingParams(seed=0, temperature=1.0, top_p=0.5)
+    try:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            sample(torch.zeros((2, vocabulary), dtype=dtype, device=device), [Draw(kind, 0, 0) for kind in kinds])
+    except torch.OutOfMemoryError:
+        raise StartupError(NO_ROOM) from None
+    except Exception as problem:  # of a compiler that is missing, a driver too old, and many more
+        line = str(problem).strip().partition("\n")[0]
+        raise StartupError(f"Triton cannot build kernels, for which it needs a C compiler (gcc): {line}") from problem
 
 
-def _scaled(logits: Tensor, best: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """In place: over temperature, shifted so that the largest is 0. A tiny temperature cannot overflow."""
-    return logits.sub_(best.unsqueeze(1)).div_(_column([draw.params.temperature for draw in draws], logits))
+def _change(logits: Tensor, draws: Sequence[Draw], penalties: Penalties | None) -> None:
+    """In place: what is asked for besides how to draw."""
+    places, rows = places_of([draw.penalized for draw in draws])
+    if penalties is not None and places:
+        penalties.apply(logits, places, rows, [draws[place].params for place in places])
+    places, biases = places_of([draw.bias for draw in draws])
+    if places:
+        Bias.apply(biases, places, logits)
+    banned = [(place, token_id) for place, draw in enumerate(draws) for token_id in draw.banned]
+    if banned:
+        _ban(logits, sent(banned, torch.int64, logits.device).unbind(1))
 
 
-def _noise(draws: Sequence[Draw], device: torch.device) -> Noise:
-    return Noise([(draw.params.seed, draw.choice, draw.index) for draw in draws], device)
+def places_of(values: Sequence[Kept | None]) -> tuple[list[int], list[Kept]]:
+    """Where there are any, and which."""
+    places = [place for place, value in enumerate(values) if value is not None]
+    return places, [value for value in values if value is not None]
 
 
-def _draw_whole(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
-    return (_noise(draws, scaled.device).whole(scaled.shape[1]) + scaled).argmax(dim=-1)
+def _ban(logits: Tensor, at: tuple[Tensor, ...]) -> None:
+    """at: rows and ids. A grammar that is complete leaves nothing but the end; that must not be taken from it."""
+    before = logits[at]
+    logits[at] = -torch.inf
+    nothing_is_left = logits.max(dim=-1).values == -torch.inf
+    logits[at] = torch.where(nothing_is_left[at[0]], before, -torch.inf)
 
 
-def _draw_truncated(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """min_p and top_k first, then top_p of what they left. `scaled` is overwritten.
+def _draw_whole(logits: Tensor, best: Tensor, places: Tensor, draws: Sequence[Draw]) -> Tensor:
+    if logits.is_cuda:
+        return draw_whole(logits, best, places, [draw.params.temperature for draw in draws], _noise_keys(draws))
+    scaled = _scaled(logits, best, places, draws)
+    return (Noise(_noise_keys(draws), scaled.device).whole(scaled.shape[1]) + scaled).argmax(dim=-1)
+
+
+def _draw_truncated(logits: Tensor, best: Tensor, places: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """min_p and top_k first, then top_p of what they left.
 
     Nothing is sorted for top_p (3.3 ms a row of 49,152): what it leaves are the tokens before which, in the order
     of their probability, lies less than top_p. So the winner of the whole draw is the winner of the truncated one
@@ -150,13 +141,14 @@ def _draw_truncated(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
     without all of those.
     """
     params = [draw.params for draw in draws]
+    scaled = _scaled(logits, best, places, draws)
     _keep_top_k(scaled, params)
     min_p = _column([p.min_p for p in params], scaled)
     scaled.masked_fill_(scaled < min_p.log(), -torch.inf)  # the largest is 0
     top_p = _column([p.top_p if p.top_p < 1 else 2.0 for p in params], scaled)
-    noisy = _noise(draws, scaled.device).whole(scaled.shape[1]) + scaled
     if scaled.is_cuda:
-        return draw_within(scaled, noisy, top_p)
+        return draw_within(scaled, top_p, _noise_keys(draws))
+    noisy = Noise(_noise_keys(draws), scaled.device).whole(scaled.shape[1]) + scaled
     probabilities = scaled.softmax(dim=-1)
     while True:
         winner = noisy.argmax(dim=-1, keepdim=True)
@@ -166,6 +158,19 @@ def _draw_truncated(scaled: Tensor, draws: Sequence[Draw]) -> Tensor:
         if not outside.any():
             return winner.squeeze(1)
         noisy.masked_fill_(outside & (scaled <= bound), -torch.inf)
+
+
+def _scaled(logits: Tensor, best: Tensor, places: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """float32 [draws, vocabulary]: over temperature, shifted so that the largest is 0. A tiny temperature cannot
+    overflow."""
+    if len(draws) < len(logits):
+        logits, best = logits[places], best[places]
+    scaled = logits.float().sub_(best.float().unsqueeze(1))
+    return scaled.div_(_column([draw.params.temperature for draw in draws], logits))
+
+
+def _noise_keys(draws: Sequence[Draw]) -> list[tuple[int, int, int]]:
+    return [(draw.params.seed, draw.choice, draw.index) for draw in draws]
 
 
 def _keep_top_k(scaled: Tensor, params: Sequence[SamplingParams]) -> None:

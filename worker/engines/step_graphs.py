@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._inductor import config as inductor
 
 from worker.engines.kv_cache import Row
-from worker.engines.staging import PIECE, Shape, Staging, Work, shape_for_kernels
+from worker.engines.staging import PIECE, Shape, Staging, Step, Work, shape_for_kernels
 
-Step = Callable[[Tensor, Shape, Tensor | None, int], Tensor]
+Compute = Callable[[Tensor, Shape, Tensor | None, int], Tensor]
 PROMPT_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)
 FEW_ROWS = 8  # singles, and prompts
 
@@ -36,10 +36,10 @@ def shapes(most: int, most_tokens: int) -> list[Shape]:
 
 class StepGraphs:
     def __init__(
-        self, step: Step, logits: Tensor, staging: Staging, longest: int, most_tokens: int, progress: Any
+        self, compute: Compute, logits: Tensor, staging: Staging, longest: int, most_tokens: int, progress: Any
     ) -> None:
-        """step: of the numbers of a step, its shape, tokens that were drawn before, and the longest row. logits: [rows
-        at most, vocabulary], where each step leaves its own. most_tokens: of a step with prompts."""
+        """compute: of the numbers of a step, its shape, tokens that were drawn before, and the longest row. logits:
+        [rows at most, vocabulary], where each step leaves its own. most_tokens: of a step with prompts."""
         self._staging = staging
         self._logits = logits
         self._shapes = shapes(len(logits), most_tokens)
@@ -50,16 +50,16 @@ class StepGraphs:
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(logits.device)  # type: ignore[no-untyped-call]
         for shape in progress(list(reversed(self._shapes))):  # the largest first: the others fit into its memory
-            self._graphs[shape] = self._captured(step, shape, longest, pool, stream)
+            self._graphs[shape] = self._captured(compute, shape, longest, pool, stream)
 
     def _captured(
-        self, step: Step, shape: Shape, longest: int, pool: Any, stream: torch.cuda.Stream
+        self, compute: Compute, shape: Shape, longest: int, pool: Any, stream: torch.cuda.Stream
     ) -> torch.cuda.CUDAGraph:
         numbers = self._numbers[: sum(shape.sizes)]
-        numbers.copy_(self._staging.gather([(Row(), [0])], [0], shape))
+        numbers.copy_(torch.from_numpy(self._staging.gather([(Row(), [0])], [0], shape)))
 
         def run() -> None:
-            self._logits[: shape.wanted].copy_(step(numbers, shape, self._drawn, longest))
+            self._logits[: shape.wanted].copy_(compute(numbers, shape, self._drawn, longest))
 
         stream.wait_stream(torch.cuda.current_stream())
         # Products with one row are sums to the compiler, if it may tune them: 7% of a step of a 7B for 13 s of a start.
@@ -88,11 +88,10 @@ class StepGraphs:
             None,
         )
 
-    def run(self, shape: Shape, work: Sequence[Work], places: Sequence[int], drawn: Tensor | None) -> Tensor:
-        """Logits [places, vocabulary], until the next step overwrites them."""
-        numbers = self._staging.gather(work, places, shape)
-        self._numbers[: len(numbers)].copy_(numbers, non_blocking=True)
+    def run(self, step: Step, drawn: Tensor | None) -> Tensor:
+        """Logits [step.wanted, vocabulary], until the next step overwrites them."""
+        self._numbers[: len(step.numbers)].copy_(torch.from_numpy(step.numbers), non_blocking=True)
         if drawn is not None:
             self._drawn[: len(drawn)].copy_(drawn)
-        self._graphs[shape].replay()
-        return self._logits[: len(places)]
+        self._graphs[step.shape].replay()
+        return self._logits[: step.wanted]

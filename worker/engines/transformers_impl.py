@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.errors import StartupError
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output, SteppedEngine, Stepper
+from worker.engines.figures import CacheFigures
 from worker.engines.options import EngineOptions
 
 
@@ -44,6 +45,10 @@ class TransformersStepper:
                 "embedding": EmbeddingStepper,
                 "rerank": RerankStepper,
             }
+            if self._options.tensor_parallel_size > 1:
+                checkpoint.check_dealing_out(self._options.tensor_parallel_size)
+            if self._options.lora_modules and checkpoint.task() != "generation":
+                raise StartupError("--lora-modules is for models that generate")
             self._stepper = steppers[checkpoint.task()](checkpoint, self._options)
             return self._stepper.load()
 
@@ -64,3 +69,6 @@ class TransformersStepper:
 
     def step(self) -> list[Output]:
         return self._stepper.step()
+
+    def cache(self) -> CacheFigures:
+        return self._stepper.cache()

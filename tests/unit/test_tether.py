@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A supervisor that starts a tethered `sleep` and says its process id, then stays until it is killed.
 SUPERVISOR = """
 import os, subprocess, sys
-tether = "import runpy, sys; sys.platform = {platform!r}; runpy.run_module('cli.tether', run_name='__main__')"
+tether = "import runpy, sys; sys.platform = {platform!r}; runpy.run_module('shared.tether', run_name='__main__')"
 command = [sys.executable, "-c", tether, str(os.getpid()), "15", "/bin/sleep", "60"]
 child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 print(child.pid, flush=True)

@@ -1,4 +1,4 @@
-"""`python -m cli.tether PARENT SIGNAL COMMAND...`: becomes COMMAND, which cannot outlive PARENT.
+"""`python -m shared.tether PARENT SIGNAL COMMAND...`: becomes COMMAND, which cannot outlive PARENT.
 
 When the supervisor is killed hard, nobody is left to stop its children: the kernel does it (Linux), or a watcher
 process (elsewhere).

@@ -1,0 +1,189 @@
+"""What the bus costs an engine that batches by itself: its tokens per second driven directly, and through the bus.
+
+python -m bench.engines.through_bus --engine llamacpp --model-path FILE.gguf --streams 1,4
+python -m bench.engines.through_bus --engine vllm --model-path FOLDER --streams 1,32     (where vLLM is installed)
+
+Rounds of both take turns. Each round is one burst: so many streams at once, and the time until the last has ended.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from bench.tokenbus import Bus
+
+MODEL = "model"
+FLAGS = ("--max-model-len", "1024")
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """tokens_per_s of all streams together; first_ms until a stream's first token, in the middle of them."""
+
+    tokens_per_s: float
+    first_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    prompt: int
+    output: int
+
+    def prompts(self, count: int, chance: random.Random) -> list[list[int]]:
+        """Of random tokens: no two share a prefix."""
+        return [chance.choices(range(500, 5000), k=self.prompt) for _ in range(count)]
+
+
+Stream = Callable[[list[int], int], Awaitable[tuple[float, int]]]  # when the first token came, and how many did
+
+
+async def burst(stream: Stream, prompts: Sequence[list[int]], output: int) -> Burst:
+    began = time.perf_counter()
+    done = await asyncio.gather(*(stream(prompt, output) for prompt in prompts))
+    seconds = time.perf_counter() - began
+    firsts = [first - began for first, _ in done]
+    return Burst(sum(tokens for _, tokens in done) / seconds, statistics.median(firsts) * 1000)
+
+
+# -- directly ----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def vllm_directly(options: argparse.Namespace) -> AsyncIterator[Stream]:
+    """vLLM's AsyncLLM in this process, with its own text."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(model=options.model_path, max_model_len=1024, max_num_seqs=max(options.streams))
+    for name, value in options.engine_arguments.items():
+        setattr(arguments, name, value)
+    llm = AsyncLLM.from_engine_args(arguments)
+    count = 0
+
+    async def stream(prompt: list[int], output: int) -> tuple[float, int]:
+        nonlocal count
+        count += 1
+        params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        first, tokens = 0.0, 0
+        async for made in llm.generate(tokens_input(prompt), params, f"direct-{count}"):
+            first = first or time.perf_counter()
+            tokens += len(made.outputs[0].token_ids)
+        return first, tokens
+
+    try:
+        yield stream
+    finally:
+        llm.shutdown(timeout=0)
+
+
+@asynccontextmanager
+async def llama_server_directly(options: argparse.Namespace) -> AsyncIterator[Stream]:
+    """By its own HTTP, as the engine asks it, with the same settings."""
+    from worker.engines.llama_server import LlamaServer, Settings
+
+    slots = max(options.streams)
+    server = LlamaServer(Settings(options.model_path, slots, 1024, options.threads or 1), ())
+    await asyncio.to_thread(server.start)
+    async with server.http() as http:
+
+        async def stream(prompt: list[int], output: int) -> tuple[float, int]:
+            body = {"prompt": prompt, "n_predict": output, "stream": True, "temperature": 0, "ignore_eos": True}
+            first, last = 0.0, ""
+            async with http.stream("POST", "/completion", json=body) as response:
+                async for line in response.aiter_lines():
+                    if line.startswith("data:"):
+                        first, last = first or time.perf_counter(), line
+            return first, int(json.loads(last.removeprefix("data:"))["tokens_predicted"])
+
+        try:
+            yield stream
+        finally:
+            await asyncio.to_thread(server.stop)
+
+
+# -- through the bus ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def through_bus(options: argparse.Namespace) -> AsyncIterator[Stream]:
+    flags = ["--engine", options.engine, "--model-path", options.model_path, "--model-names", MODEL, *FLAGS]
+    flags += ["--max-num-seqs", str(max(options.streams))]
+    if options.threads:
+        flags += ["--threads", str(options.threads)]
+    flags += options.flags
+    async with Bus.started() as bus:
+        url = await bus.gateway()
+        await bus.worker(*flags)
+        await bus.ready(url, {MODEL: 1})
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=url, timeout=None, limits=limits) as http:
+
+            async def stream(prompt: list[int], output: int) -> tuple[float, int]:
+                body = {"model": MODEL, "prompt": prompt, "max_tokens": output, "temperature": 0, "ignore_eos": True}
+                body |= {"stream": True, "stream_options": {"include_usage": True}}
+                first, usage = 0.0, ""
+                async with http.stream("POST", "/v1/completions", json=body) as response:
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: {"):
+                            first, usage = first or time.perf_counter(), line
+                return first, int(json.loads(usage.removeprefix("data:"))["usage"]["completion_tokens"])
+
+            yield stream
+
+
+DIRECTLY: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "vllm": vllm_directly,
+    "llamacpp": llama_server_directly,
+}
+
+
+async def run(options: argparse.Namespace) -> None:
+    shape, chance = Shape(options.prompt, options.output), random.Random(1)
+    async with DIRECTLY[options.engine](options) as direct, through_bus(options) as bus:
+        for streams in options.streams:
+            found: dict[str, list[Burst]] = {"directly": [], "through the bus": []}
+            for number in range(options.rounds + 1):  # the first warms up
+                for name, stream in (("directly", direct), ("through the bus", bus)):
+                    made = await burst(stream, shape.prompts(streams, chance), shape.output)
+                    if number:
+                        found[name].append(made)
+            speeds = {name: statistics.median(one.tokens_per_s for one in made) for name, made in found.items()}
+            firsts = {name: statistics.median(one.first_ms for one in made) for name, made in found.items()}
+            ratio = speeds["through the bus"] / speeds["directly"]
+            print(
+                f"{options.engine}, {streams} streams, {shape.prompt} in, {shape.output} out: "
+                + ", ".join(f"{name} {speeds[name]:.1f} tokens/s, first {firsts[name]:.1f} ms" for name in found)
+                + f"; {ratio:.3f}",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.engines.through_bus", description=__doc__)
+    add = parser.add_argument
+    add("--engine", choices=sorted(DIRECTLY), required=True)
+    add("--model-path", required=True)
+    add("--streams", type=lambda text: [int(one) for one in text.split(",")], default=[1, 4])
+    add("--prompt", type=int, default=128)
+    add("--output", type=int, default=128)
+    add("--rounds", type=int, default=3)
+    add("--threads", type=int, help="of the engine, on a CPU")
+    add("--engine-arguments", type=json.loads, default={}, help="of vLLM driven directly, JSON")
+    add("--flags", nargs="*", default=[], help="of the worker: the last argument")
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
