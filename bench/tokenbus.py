@@ -23,7 +23,7 @@ from shared.keys import Keys
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS = 1024  # per model: nothing waits for one
 MAX_QUEUE = 4096  # nothing is refused
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 300.0  # a real engine loads weights, and may compile
 GRACE_S = 5.0
 
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -181,7 +182,7 @@ def main() -> None:
     add("--rounds", type=int, default=3)
     add("--threads", type=int, help="of the engine, on a CPU")
     add("--engine-arguments", type=json.loads, default={}, help="of vLLM driven directly, JSON")
-    add("--flags", nargs="*", default=[], help="of the worker: the last argument")
+    add("--flags", type=shlex.split, default=[], help="of the worker, in one argument: --flags='--a 1 --b'")
     asyncio.run(run(parser.parse_args()))
 
 

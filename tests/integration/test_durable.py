@@ -6,10 +6,9 @@ import pytest
 
 from shared.durable import READ_ENTRIES, DurableLogs, Log
 from shared.keys import Keys
-from shared.messages import End, Progress, Usage
+from shared.messages import End, Job, Progress, Usage
 from tests.integration.bus import make_job
 
-JOB = make_job("r-0", gateway="gw-1", logged=0)
 END = End(reason="stop", usage=Usage(1, 2))
 
 
@@ -22,9 +21,15 @@ def texts(log: Log) -> str:
 
 
 @pytest.fixture
-async def logs(client: Any, keys: Keys) -> DurableLogs:
+def job() -> Job:
+    """Made in the test: it has a minute."""
+    return make_job("r-0", gateway="gw-1", logged=0)
+
+
+@pytest.fixture
+async def logs(client: Any, keys: Keys, job: Job) -> DurableLogs:
     logs = DurableLogs(client, keys)
-    await client.line.batch(logs.began(JOB))
+    await client.line.batch(logs.began(job))
     return logs
 
 
@@ -87,9 +92,9 @@ async def test_a_log_that_lost_entries_takes_no_more(client: Any, logs: DurableL
     assert not await append(client, logs, 2, "c")
 
 
-async def test_a_new_attempt_fences_off_the_old_one(client: Any, logs: DurableLogs) -> None:
+async def test_a_new_attempt_fences_off_the_old_one(client: Any, logs: DurableLogs, job: Job) -> None:
     assert await append(client, logs, 0, "a")
-    owned = await logs.own("r", "gw-1", instead_of="gw-1", attempt=3, deadline=JOB.deadline)
+    owned = await logs.own("r", "gw-1", instead_of="gw-1", attempt=3, deadline=job.deadline)
     assert owned is not None
     assert (owned.attempt, owned.before, texts(owned.log)) == (3, "gw-1", "a")
     assert not await append(client, logs, 1, "b")
@@ -97,12 +102,12 @@ async def test_a_new_attempt_fences_off_the_old_one(client: Any, logs: DurableLo
     assert texts(await whole(logs)) == "ac"
 
 
-async def test_one_of_two_heirs_gets_it(client: Any, logs: DurableLogs) -> None:
+async def test_one_of_two_heirs_gets_it(client: Any, logs: DurableLogs, job: Job) -> None:
     first = await logs.own("r", "gw-2", instead_of="gw-1")
     assert first is not None
     assert first.attempt == 1
     assert await logs.own("r", "gw-3", instead_of="gw-1") is None
-    assert await logs.own("r", "gw-1", instead_of="gw-1", attempt=1, deadline=JOB.deadline) is None
+    assert await logs.own("r", "gw-1", instead_of="gw-1", attempt=1, deadline=job.deadline) is None
 
 
 async def test_it_is_taken_from_whoever_has_it(client: Any, logs: DurableLogs) -> None:
@@ -113,13 +118,13 @@ async def test_it_is_taken_from_whoever_has_it(client: Any, logs: DurableLogs) -
 
 
 async def test_an_owner_goes_on_after_redis_forgot_everything_and_nobody_else_does(
-    client: Any, logs: DurableLogs
+    client: Any, logs: DurableLogs, job: Job
 ) -> None:
     await client.flushall()
     assert await logs.own("r", "gw-2") is None
     assert await logs.own("r", "gw-2", instead_of="gw-1") is None
     assert not await append(client, logs, 0, "a")
-    owned = await logs.own("r", "gw-1", instead_of="gw-1", attempt=2, deadline=JOB.deadline)
+    owned = await logs.own("r", "gw-1", instead_of="gw-1", attempt=2, deadline=job.deadline)
     assert owned is not None
     assert (owned.attempt, owned.log.made) == (2, [])
     assert await append(client, logs, 0, "a", attempt=2)

@@ -245,8 +245,9 @@ def _engine_args(options: EngineOptions) -> Any:
             raise StartupError(f"vLLM's flags: {message}")
 
     parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False, allow_abbrev=False))
-    arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(options.engine_flags))
-    arguments.model = options.model_path
+    given = parser.parse_args(options.engine_flags)
+    given.model = options.model_path  # from the first: with HF_HUB_OFFLINE it is looked up at once
+    arguments = AsyncEngineArgs.from_cli_args(given)
     arguments.tensor_parallel_size = options.tensor_parallel_size
     arguments.gpu_memory_utilization = options.gpu_memory_utilization
     arguments.enforce_eager = options.enforce_eager
