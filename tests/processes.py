@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx2
 
+from tests import forked
 from tests.conftest import free_port, wait_until
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".venv" / "vllm" / "bin" / "python"  # of an environment of its own
@@ -20,11 +22,13 @@ class Process:
 
     def __init__(self, log: Path, module: str, *flags: str, python: str = sys.executable, **environment: str) -> None:
         self.log = log
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENBUS_")} | environment
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("TOKENBUS_")} | environment
+        self.popen: subprocess.Popen[bytes] | Forked
+        if forked.IS_HERE and python == sys.executable and not any(key.startswith("PYTHON") for key in environment):
+            self.popen = Forked(module, flags, ROOT, kept, log)
+            return
         with log.open("ab") as sink:
-            self.popen = subprocess.Popen(
-                [python, "-m", module, *flags], cwd=ROOT, env=environment, stdout=sink, stderr=sink
-            )
+            self.popen = subprocess.Popen([python, "-m", module, *flags], cwd=ROOT, env=kept, stdout=sink, stderr=sink)
 
     @property
     def pid(self) -> int:

@@ -13,7 +13,11 @@ from tests.processes import ROOT, VLLM
 
 TESTS = ("tests/engines/test_conformance.py", "tests/engines/vllm")
 
-pytestmark = pytest.mark.skipif(not VLLM.exists(), reason="vLLM is not here: `make test` installs it")
+LIMIT_S = 600  # two of its engines start, and each compiles as much as it imports
+pytestmark = [
+    pytest.mark.skipif(not VLLM.exists(), reason="vLLM is not here: `make test` installs it"),
+    pytest.mark.timeout(LIMIT_S + 20),
+]
 
 
 def test_it_passes() -> None:
@@ -21,5 +25,7 @@ def test_it_passes() -> None:
     # Its libraries warn of each other, and what they warn of is not ours.
     command = [VLLM, "-m", "pytest", "-W", "default", "-p", "no:cacheprovider", *TESTS]
     environment = {**ours, "TESTED_ENGINES": "vllm", "VLLM_LOGGING_LEVEL": "WARNING"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,23 @@
+"""In vLLM's own environment: what is refused before vLLM has begun."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import StartupError
+from worker.engines.options import EngineOptions
+from worker.engines.vllm_impl import VllmStreamer
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine_flags": ("--no-such-flag",)}, "vLLM's flags: unrecognized arguments: --no-such-flag"),
+        ({"max_model_len": 9000}, "--max-model-len 9000 is more than the 4096 tokens that the model can hold"),
+    ],
+    ids=["an unknown flag", "too long"],
+)
+def test_it_says_why(llama_for_vllm: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(StartupError, match=f"^{said}$"):
+        VllmStreamer(EngineOptions(model_path=str(llama_for_vllm), dtype="float32", threads=1, **options)).load()
