@@ -65,8 +65,10 @@ class RandomCheckpoint(Checkpoint):
         return AutoConfig.for_model(**self._shape)
 
     def tokenizer(self) -> Any:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        bpe = Tokenizer(BPE(vocab={one: place for place, one in enumerate(alphabet)}, merges=[]))
+        """Every token has a text: what is made is decoded and sent as of a real model."""
+        vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary += [f"Ġ{place}" for place in range(len(vocabulary), self._shape["vocab_size"])]
+        bpe = Tokenizer(BPE(vocab={one: place for place, one in enumerate(vocabulary)}, merges=[]))
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = decoders.ByteLevel()
         return PreTrainedTokenizerFast(tokenizer_object=bpe)  # type: ignore[no-untyped-call]

@@ -3,7 +3,8 @@
 python -m bench.engines.through_bus --engine llamacpp --model-path FILE.gguf --streams 1,4
 python -m bench.engines.through_bus --engine vllm --model-path FOLDER --streams 1,32     (where vLLM is installed)
 
-Rounds of both take turns. Each round is one burst: so many streams at once, and the time until the last has ended.
+Rounds of both take turns. In each, so many streams at once take one request after the other from the same list: the
+replies have different lengths, so that requests come and go all the time.
 """
 
 import argparse
@@ -17,9 +18,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
-
+from bench.loadgen import Connection
+from bench.reply import Reply
 from bench.tokenbus import Bus
 
 MODEL = "model"
@@ -27,8 +29,8 @@ FLAGS = ("--max-model-len", "1024")
 
 
 @dataclass(frozen=True, slots=True)
-class Burst:
-    """tokens_per_s of all streams together; first_ms until a stream's first token, in the middle of them."""
+class Round:
+    """tokens_per_s of all streams together; first_ms from a request to its first token, in the middle of them."""
 
     tokens_per_s: float
     first_ms: float
@@ -39,20 +41,30 @@ class Shape:
     prompt: int
     output: int
 
-    def prompts(self, count: int, chance: random.Random) -> list[list[int]]:
-        """Of random tokens: no two share a prefix."""
-        return [chance.choices(range(500, 5000), k=self.prompt) for _ in range(count)]
+    def requests(self, count: int, chance: random.Random) -> list[tuple[list[int], int]]:
+        """Of random tokens: no two share a prefix. Replies have from half as many tokens as `output` to half as many
+        more."""
+        lengths = range(self.output // 2, self.output + self.output // 2 + 1)
+        return [(chance.choices(range(500, 5000), k=self.prompt), chance.choice(lengths)) for _ in range(count)]
 
 
 Stream = Callable[[list[int], int], Awaitable[tuple[float, int]]]  # when the first token came, and how many did
 
 
-async def burst(stream: Stream, prompts: Sequence[list[int]], output: int) -> Burst:
+async def measure(stream: Stream, streams: int, requests: Sequence[tuple[list[int], int]]) -> Round:
+    left, firsts, tokens = iter(requests), [], 0
+
+    async def client() -> None:
+        nonlocal tokens
+        for prompt, output in left:
+            asked = time.perf_counter()
+            first, made = await stream(prompt, output)
+            firsts.append(first - asked)
+            tokens += made
+
     began = time.perf_counter()
-    done = await asyncio.gather(*(stream(prompt, output) for prompt in prompts))
-    seconds = time.perf_counter() - began
-    firsts = [first - began for first, _ in done]
-    return Burst(sum(tokens for _, tokens in done) / seconds, statistics.median(firsts) * 1000)
+    await asyncio.gather(*(client() for _ in range(streams)))
+    return Round(tokens / (time.perf_counter() - began), statistics.median(firsts) * 1000)
 
 
 # -- directly ----------------------------------------------------------------------------------------------------------
@@ -128,20 +140,31 @@ async def through_bus(options: argparse.Namespace) -> AsyncIterator[Stream]:
         url = await bus.gateway()
         await bus.worker(*flags)
         await bus.ready(url, {MODEL: 1})
-        limits = httpx2.Limits(max_connections=None)
-        async with httpx2.AsyncClient(base_url=url, timeout=None, limits=limits) as http:
+        address = urlsplit(url)
+        idle: list[Connection] = []
 
-            async def stream(prompt: list[int], output: int) -> tuple[float, int]:
-                body = {"model": MODEL, "prompt": prompt, "max_tokens": output, "temperature": 0, "ignore_eos": True}
-                body |= {"stream": True, "stream_options": {"include_usage": True}}
-                first, usage = 0.0, ""
-                async with http.stream("POST", "/v1/completions", json=body) as response:
-                    async for line in response.aiter_lines():
-                        if line.startswith("data: {"):
-                            first, usage = first or time.perf_counter(), line
-                return first, int(json.loads(usage.removeprefix("data:"))["usage"]["completion_tokens"])
+        async def stream(prompt: list[int], output: int) -> tuple[float, int]:
+            body = {"model": MODEL, "prompt": prompt, "max_tokens": output, "temperature": 0, "ignore_eos": True}
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            content = json.dumps(body).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+            if idle:
+                connection = idle.pop()
+            else:
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(Connection, address.hostname, address.port)
+            reply = Reply(streamed=True, endpoint="completions")
+            await connection.ask(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content, reply)
+            if failure := reply.failure():
+                raise RuntimeError(f"{failure}")
+            idle.append(connection)
+            return reply.arrivals[0][0], reply.tokens or 0
 
+        try:
             yield stream
+        finally:
+            for connection in idle:
+                connection.close()
 
 
 DIRECTLY: dict[str, Callable[[argparse.Namespace], Any]] = {
@@ -154,10 +177,10 @@ async def run(options: argparse.Namespace) -> None:
     shape, chance = Shape(options.prompt, options.output), random.Random(1)
     async with DIRECTLY[options.engine](options) as direct, through_bus(options) as bus:
         for streams in options.streams:
-            found: dict[str, list[Burst]] = {"directly": [], "through the bus": []}
+            found: dict[str, list[Round]] = {"directly": [], "through the bus": []}
             for number in range(options.rounds + 1):  # the first warms up
                 for name, stream in (("directly", direct), ("through the bus", bus)):
-                    made = await burst(stream, shape.prompts(streams, chance), shape.output)
+                    made = await measure(stream, streams, shape.requests(streams * options.each, chance))
                     if number:
                         found[name].append(made)
             speeds = {name: statistics.median(one.tokens_per_s for one in made) for name, made in found.items()}
@@ -179,6 +202,7 @@ def main() -> None:
     add("--streams", type=lambda text: [int(one) for one in text.split(",")], default=[1, 4])
     add("--prompt", type=int, default=128)
     add("--output", type=int, default=128)
+    add("--each", type=int, default=4, help="requests of each stream in a round")
     add("--rounds", type=int, default=3)
     add("--threads", type=int, help="of the engine, on a CPU")
     add("--engine-arguments", type=json.loads, default={}, help="of vLLM driven directly, JSON")
