@@ -100,14 +100,13 @@ class Watch:
             await self._redis.ping()
             return set(), set()
         asked, started = list(holders), time.perf_counter()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for model, worker in asked:
-                pipe.exists(self._keys.worker(model, worker))
-            pipe.pubsub_numsub(*(self._keys.control(worker) for _, worker in asked))
-            *exist, listeners = await pipe.execute()
+        channels = [self._keys.control(worker) for _, worker in asked]
+        *exist, listeners = await self._redis.line.batch(
+            [*(("EXISTS", self._keys.worker(*holder)) for holder in asked), ("PUBSUB", "NUMSUB", *channels)]
+        )
         self._metrics.bus_roundtrip.observe(time.perf_counter() - started)
         without_lease = {holder for holder, exists in zip(asked, exist, strict=True) if not exists}
-        counts = {holder: count for holder, (_, count) in zip(asked, listeners, strict=True)}
+        counts = dict(zip(asked, listeners[1::2], strict=True))
         return without_lease, self._deaf(counts)
 
     def _deaf(self, listeners: dict[Holder, int]) -> set[Holder]:

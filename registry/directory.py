@@ -5,7 +5,7 @@ import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -73,26 +73,23 @@ def _understood(decode: Callable[[bytes], T], blob: bytes) -> T | None:
 async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
     """Three round trips at most: catalogue and loaders, every index, every lease. Indexes are hints; leases decide."""
     now = time.time()
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.hgetall(keys.models())
-        pipe.zrange(keys.loaders(), 0, -1)
-        found, loaders = await pipe.execute()
-        names = {name: record for name, record in _records(found).items() if now - record.last_seen < REMEMBERED_S}
-        models = sorted({record.model for record in names.values()})
-        for model in models:
-            pipe.zrange(keys.workers(model), 0, -1)
-        for loader in loaders:
-            pipe.get(keys.loader(loader.decode(errors="replace")))
-        answers: list[Any] = await pipe.execute() if models or loaders else []
-        indexes, offers = answers[: len(models)], answers[len(models) :]
-        leases = [
-            keys.worker(model, id.decode(errors="replace"))
-            for model, ids in zip(models, indexes, strict=True)
-            for id in ids
+    found, loaders = await redis.line.batch([("HGETALL", keys.models()), ("ZRANGE", keys.loaders(), 0, -1)])
+    records = _records(dict(zip(found[::2], found[1::2], strict=True)))
+    names = {name: record for name, record in records.items() if now - record.last_seen < REMEMBERED_S}
+    models = sorted({record.model for record in names.values()})
+    answers = await redis.line.batch(
+        [
+            *(("ZRANGE", keys.workers(model), 0, -1) for model in models),
+            *(("GET", keys.loader(loader.decode(errors="replace"))) for loader in loaders),
         ]
-        for lease in leases:
-            pipe.get(lease)
-        blobs: list[bytes | None] = await pipe.execute() if leases else []
+    )
+    indexes, offers = answers[: len(models)], answers[len(models) :]
+    leases = [
+        keys.worker(model, id.decode(errors="replace"))
+        for model, ids in zip(models, indexes, strict=True)
+        for id in ids
+    ]
+    blobs: list[bytes | None] = await redis.line.batch(("GET", lease) for lease in leases)
     workers: dict[str, list[WorkerInfo]] = {}
     for blob in blobs:
         if blob is not None and (info := _understood(decode_worker, blob)):

@@ -55,16 +55,14 @@ class Janitor:
         known = {id.decode(errors="replace") for id in await self._redis.zrange(self._keys.workers(model), 0, -1)}
         streams = self._keys.job_streams(model)
         consumers = {stream: await self._consumers(stream) for stream in streams}
-        dead = [id for id in known.union(*consumers.values()) if not await self._lives(model, id)]
-        for worker in dead:
+        workers = list(known.union(*consumers.values()))
+        lives = await self._redis.line.batch(("EXISTS", self._keys.worker(model, worker)) for worker in workers)
+        for worker in (worker for worker, is_there in zip(workers, lives, strict=True) if not is_there):
             clean = [await self._forget_consumer(stream, worker) for stream in streams if worker in consumers[stream]]
             clean.append(await self._remove_inbox(self._keys.inbox(model, worker)))
             if all(clean):
                 await self._redis.zrem(self._keys.workers(model), worker)
                 log.info("cleaned up after worker %s", worker)
-
-    async def _lives(self, model: str, worker: str) -> bool:
-        return bool(await self._redis.exists(self._keys.worker(model, worker)))
 
     async def _consumers(self, stream: str) -> set[str]:
         try:

@@ -152,7 +152,7 @@ async def through_bus(options: argparse.Namespace) -> AsyncIterator[Stream]:
                 connection = idle.pop()
             else:
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Connection, address.hostname, address.port)
+                _, connection = await loop.create_connection(Connection, address.hostname or "", address.port or 80)
             reply = Reply(streamed=True, endpoint="completions")
             await connection.ask(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content, reply)
             if failure := reply.failure():
@@ -180,6 +180,7 @@ async def run(options: argparse.Namespace) -> None:
             found: dict[str, list[Round]] = {"directly": [], "through the bus": []}
             for number in range(options.rounds + 1):  # the first warms up
                 for name, stream in (("directly", direct), ("through the bus", bus)):
+                    await asyncio.sleep(options.pause)
                     made = await measure(stream, streams, shape.requests(streams * options.each, chance))
                     if number:
                         found[name].append(made)
@@ -204,6 +205,12 @@ def main() -> None:
     add("--output", type=int, default=128)
     add("--each", type=int, default=4, help="requests of each stream in a round")
     add("--rounds", type=int, default=3)
+    add(
+        "--pause",
+        type=float,
+        default=4,
+        help="s before each: vLLM's idle processes spin for 3 s on a CPU",
+    )
     add("--threads", type=int, help="of the engine, on a CPU")
     add("--engine-arguments", type=json.loads, default={}, help="of vLLM driven directly, JSON")
     add("--flags", type=shlex.split, default=[], help="of the worker, in one argument: --flags='--a 1 --b'")

@@ -258,6 +258,7 @@ def _engine_args(options: EngineOptions) -> Any:
     arguments.dtype = options.dtype or "auto"
     if options.lora_modules:
         _make_room_for_adapters(arguments, [path for _, path in options.lora_modules])
+    arguments.disable_log_stats = True  # its own metrics, which nobody reads here: 8% of this process
     arguments.logits_processors = [*(arguments.logits_processors or []), CONTINUED]
     # The grammars of all engines are llguidance's.
     arguments.structured_outputs_config.backend = "guidance"
