@@ -24,6 +24,10 @@ from shared.keys import Keys
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and with them all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Several threads of one product wait for each other in loops, and where other tests have the other cores that is all
+# they do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Every HTTP client reads all authorities that its machine trusts, 70 ms of CPU time each; on loopback one is enough.
 AUTHORITY = tempfile.NamedTemporaryFile(prefix="tokenbus-tests-", suffix=".pem")  # noqa: SIM115  # until the end
 trustme.CA().cert_pem.write_to_path(AUTHORITY.name)

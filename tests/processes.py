@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,32 @@ class Process:
         self.popen.terminate()
         return self.popen.wait(timeout)
 
+    def leave(self, within: float) -> int:
+        """SIGTERM; returns the exit code. Fails after so many s, without those in which it waited for a processor that
+        other processes had."""
+        began, before = time.monotonic(), _waited_s(self.pid)
+        self.popen.terminate()
+        while self.popen.poll() is None:
+            assert time.monotonic() - began - (_waited_s(self.pid) - before) < within, self.said()
+            time.sleep(0.02)
+        assert self.popen.returncode is not None
+        return self.popen.returncode
+
     def wait(self, timeout: float = 30) -> int:
         return self.popen.wait(timeout)
 
     @property
     def ended(self) -> bool:
         return self.popen.poll() is not None
+
+
+def _waited_s(pid: int) -> float:
+    """The longest that one of its threads was ready to run and did not; 0 where the system does not tell."""
+    waited = [0.0]
+    for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # it has ended
+            waited.append(int(stat.read_text().split()[1]) / 1e9)
+    return max(waited)
 
 
 class Stack:

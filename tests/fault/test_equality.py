@@ -154,7 +154,7 @@ async def killed(world: World) -> None:
 
 
 async def asked_to_leave(world: World) -> None:
-    assert await asyncio.to_thread((await world.victim())[0].terminate, 2) == 0
+    assert await asyncio.to_thread((await world.victim())[0].leave, 2) == 0
 
 
 FAULTS: dict[Callable[[World], Awaitable[None]], str | None] = {  # with the reason that the metrics give, if it is one
@@ -223,7 +223,7 @@ async def test_a_worker_leaves_within_two_seconds_of_a_long_prompts_arrival(worl
     connection = await Connection.open(world.stack)
     await connection.send(ask("rain and sun " * 160, 100))
     await wait_until(lambda: pending(world) == 1, description="it is claimed", every=0.005)
-    assert await asyncio.to_thread(process.terminate, 2) == 0
+    assert await asyncio.to_thread(process.leave, 2) == 0
     await wait_until(lambda: waiting(world) == 1, description="the job waits again", timeout=1)
     connection.reset()
     await wait_until(lambda: is_empty(world), description="nothing is left")

@@ -76,7 +76,7 @@ async def test_every_worker_is_replaced_under_load_and_no_request_fails(stack: S
 
 async def replace(stack: Stack, worker: Process) -> None:
     await stack.worker(*FLAGS)
-    assert await asyncio.to_thread(worker.terminate, 2) == 0
+    assert await asyncio.to_thread(worker.leave, 2) == 0
 
 
 @pytest.mark.parametrize("seed", [4])
