@@ -57,7 +57,8 @@ class Janitor:
         consumers = {stream: await self._consumers(stream) for stream in streams}
         workers = list(known.union(*consumers.values()))
         lives = await self._redis.line.batch(("EXISTS", self._keys.worker(model, worker)) for worker in workers)
-        for worker in (worker for worker, is_there in zip(workers, lives, strict=True) if not is_there):
+        dead = [worker for worker, is_there in zip(workers, lives, strict=True) if not is_there]
+        for worker in dead:
             clean = [await self._forget_consumer(stream, worker) for stream in streams if worker in consumers[stream]]
             clean.append(await self._remove_inbox(self._keys.inbox(model, worker)))
             if all(clean):

@@ -1,4 +1,4 @@
-"""Tokenbus's own processes, started as people start them."""
+"""Tokenbus's own processes. What only imports what others have imported is forked off them (`forked.py`)."""
 
 import os
 import signal
