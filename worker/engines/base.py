@@ -235,8 +235,9 @@ class SteppedEngine:
                     Output(id=request_id, error=EngineFailed(f"The engine failed: {error}"))
                     for request_id in self._stepper.abort_all()
                 ]
+            else:
+                self._steps.add(time.monotonic() - started)
             self._moved_at = time.monotonic()
-            self._steps.add(self._moved_at - started)
             if outputs:
                 self._hand_over(outputs)
 

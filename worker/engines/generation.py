@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from shared.errors import EngineFailed, StartupError, TokenbusError
+from shared.errors import EngineFailed, StartupError, TokenbusError, one_line
 from shared.logging import get_logger
 from shared.messages import TokenLogprob
 from worker.engines.adapter_files import fingerprint_of_adapter
@@ -70,6 +70,7 @@ class GenerationStepper:
         self._options = options
         self._on_gpu = checkpoint.device.type == "cuda"
         self._slots = options.slots or (SLOTS_ON_GPU if self._on_gpu else SLOTS)
+        self._at_once = self._slots  # fewer, after a step that there was no memory for
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._hit_rate = HitRate()
@@ -174,7 +175,7 @@ class GenerationStepper:
     def _admit(self) -> None:
         """First come, first served, as long as there is a slot and room for the prompt. Who begins like a prompt that
         is being computed waits for it: nothing after it would be computed before either."""
-        while self.waiting and len(self.running) < self._slots:
+        while self.waiting and len(self.running) < self._at_once:
             sequence = self.waiting[0]
             if sequence.flight is not None or not self._cache.begin(sequence.row, share=not sequence.scores_prompt):
                 return
@@ -186,16 +187,28 @@ class GenerationStepper:
         """For a token more of it. Those that came last make room, and are computed again later."""
         while sequence.row.extent is not None and not self._cache.reserve(sequence.row, sequence.row.length + 1):
             last = next((one for one in reversed(self.running) if not one.scores_prompt), sequence)
-            self.running.remove(last)
-            self._cache.release(last.row)
-            last.leave(self._penalties)
-            self.waiting.appendleft(last)
+            self._put_back(last)
         return sequence.row.extent is not None
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """It is the next to begin, and computed again."""
+        self.running.remove(sequence)
+        self._cache.release(sequence.row)
+        sequence.leave(self._penalties)
+        self.waiting.appendleft(sequence)
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """A step is launched before the tokens of the one before are known, where nothing depends on them: a GPU
         computes while their text is read."""
+        try:
+            self._step()
+        except torch.OutOfMemoryError as error:
+            self._thin_out(error)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _step(self) -> None:
         self._let_go_of_ended()
         if self._flight is not None and not all(sequence.runs_ahead for sequence in self.running):
             self._land()
@@ -204,8 +217,24 @@ class GenerationStepper:
         self._flight = launched
         if not self._on_gpu:
             self._land()
-        outputs, self._outputs = self._outputs, []
-        return outputs
+
+    def _thin_out(self, error: torch.OutOfMemoryError) -> None:
+        """After a step that found no memory beside that of keys and values: the older half is computed again without
+        the others, which wait until some of it have ended. What has no room alone fails, alone."""
+        log.warning("no memory for a step of %d sequences: %s", len(self.running), one_line(error))
+        self._flight = None
+        for sequence in [*self.running, *self.waiting]:
+            sequence.flight = None  # what it drew is not known, and is drawn again
+        if len(self.running) == 1:
+            (sequence,) = self.running
+            failure = EngineFailed(f"There is no memory to compute it: {one_line(error)}")
+            self._outputs.append(Output(id=sequence.id, error=failure))
+            self.finish(sequence)
+            self._cache.release(sequence.row)
+            return
+        self._at_once = max(1, len(self.running) // 2)
+        for sequence in reversed(self.running.copy()):
+            self._put_back(sequence)
 
     def _launch(self) -> Flight | None:
         batch = self.schedule()
@@ -320,5 +349,6 @@ class GenerationStepper:
         """Frees its slot; what is held of it stays for others that begin alike, until its memory is needed."""
         sequence.is_over = True
         sequence.leave(self._penalties)
+        self._at_once = min(self._slots, self._at_once + 1)
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._cache.keep(sequence.row)

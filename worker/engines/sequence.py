@@ -81,6 +81,9 @@ class Sequence(Completion):
         return Draw(self.params, self.request.choice, index, self.penalized, self._bias, self.banned(index))
 
     def leave(self, penalties: Penalties) -> None:
+        """Its place in the batch. If it comes back, it is computed from its first token."""
+        if self.scores_prompt:
+            del self._prompt_logprobs[1:]  # the first token has none
         if self.penalized is not None:
             penalties.leave(self.penalized)
             self.penalized = None

@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from shared.errors import StartupError
+from shared.errors import StartupError, one_line
+from shared.logging import get_logger
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output, SteppedEngine, Stepper
 from worker.engines.figures import CacheFigures
 from worker.engines.options import EngineOptions
+from worker.engines.processes import end
+
+log = get_logger(__name__)
 
 
 def create(options: EngineOptions) -> Engine:
@@ -68,7 +72,25 @@ class TransformersStepper:
         return self._stepper.has_work()
 
     def step(self) -> list[Output]:
-        return self._stepper.step()
+        try:
+            return self._stepper.step()
+        except Exception:
+            _end_without_gpu()
+            raise
 
     def cache(self) -> CacheFigures:
         return self._stepper.cache()
+
+
+def _end_without_gpu() -> None:
+    """After an illegal access or a failed assertion in a kernel CUDA computes nothing more for a process: it would take
+    one job after another from workers that could do them."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        log.exception("engine step failed")
+        end(f"the GPU works for this process no more: {one_line(error)}")
