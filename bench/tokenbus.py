@@ -45,7 +45,7 @@ class Bus:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenbus-bench-")))
             server = EmbeddedValkey(folder / "valkey")
             lock = stack.enter_context(server.locked())
-            server.configure()
+            stack.enter_context(server.configured())
             supervisor = await stack.enter_async_context(Supervisor(_say_nothing))
             bus = cls(supervisor, folder)
             bus.redis_url = server.url

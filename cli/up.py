@@ -117,8 +117,7 @@ def open_bus(settings: UpSettings, logs: Path) -> Iterator[Bus]:
         yield Bus(settings.redis_url, named_redis_line(settings.redis_url, "REDIS_URL" in os.environ), None)
         return
     server = EmbeddedValkey(data_folder())
-    with server.locked() as lock:
-        server.configure()
+    with server.locked() as lock, server.configured():
         yield Bus(server.url, embedded_redis_line(server), valkey(server, lock, logs))
 
 

@@ -105,16 +105,19 @@ class EmbeddedValkey:
         finally:
             os.close(descriptor)
 
-    def configure(self) -> None:
-        """Under the lock: the password of before, if there is one; the port of before, if it is free."""
+    @contextmanager
+    def configured(self) -> Iterator[None]:
+        """Under the lock: the password of before, if there is one; the port of before, if it is free, which within the
+        block no other `up` takes, though nobody may listen on it yet."""
         if not self.password_file.exists():
             _write_private(self.password_file, secrets.token_urlsafe(32))
         with suppress(FileNotFoundError):
             (self.folder / "valkey.pid").unlink()
-        port = free_port(self._former_port(), PREFERRED_PORT)
-        self._port_file.write_text(str(port))
-        password = self.password_file.read_text().strip()
-        _write_private(self._config_file, CONFIG.format(port=port, password=password))
+        with claimed_port(self._former_port(), PREFERRED_PORT) as port:
+            self._port_file.write_text(str(port))
+            password = self.password_file.read_text().strip()
+            _write_private(self._config_file, CONFIG.format(port=port, password=password))
+            yield
 
     def _former_port(self) -> int:
         with suppress(FileNotFoundError, ValueError):
@@ -122,11 +125,24 @@ class EmbeddedValkey:
         return PREFERRED_PORT
 
 
-def free_port(*preferred: int) -> int:
-    """The first of the preferred ports that nobody listens on at 127.0.0.1, else any."""
+@contextmanager
+def claimed_port(*preferred: int) -> Iterator[int]:
+    """The first of the preferred ports that nobody listens on at 127.0.0.1 and nobody claims, else any. The claim is a
+    datagram socket of the same number, which is in nobody's way and ends with the process."""
     for port in preferred:
-        if not is_taken("127.0.0.1", port):
-            return port
+        with socket.socket(type=socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            if not is_taken("127.0.0.1", port):
+                yield port
+                return
+    yield free_port()
+
+
+def free_port() -> int:
+    """Any that nobody listens on at 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

@@ -13,8 +13,8 @@ from shared.errors import StartupError
 @pytest.fixture
 def server(tmp_path: Path) -> EmbeddedValkey:
     server = EmbeddedValkey(tmp_path / "valkey")
-    with server.locked():
-        server.configure()
+    with server.locked(), server.configured():
+        pass
     return server
 
 
@@ -42,18 +42,24 @@ def test_the_config_binds_to_loopback_and_appends(server: EmbeddedValkey) -> Non
 
 def test_the_password_and_the_port_stay(server: EmbeddedValkey) -> None:
     before = server.url
-    with server.locked():
-        server.configure()
-    assert server.url == before
+    with server.locked(), server.configured():
+        assert server.url == before
 
 
 def test_a_taken_port_is_avoided(server: EmbeddedValkey) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         (server.folder / "port").write_text(str(port))
-        with server.locked():
-            server.configure()
-    assert server.port != port
+        with server.locked(), server.configured():
+            assert server.port != port
+
+
+def test_two_that_start_at_once_have_two_ports(server: EmbeddedValkey, tmp_path: Path) -> None:
+    other = EmbeddedValkey(tmp_path / "other")
+    with other.locked():
+        (other.folder / "port").write_text(str(server.port))
+        with server.locked(), server.configured(), other.configured():
+            assert other.port != server.port
 
 
 def test_the_folder_has_one_owner(server: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> None:

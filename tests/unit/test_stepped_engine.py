@@ -54,6 +54,8 @@ class OneStep:
 
     def step(self) -> list[Output]:
         time.sleep(self.step_s)
+        if "bad" in self.open:
+            raise RuntimeError("in a kernel")
         return [Output(id=id, finish_reason="stop", usage=Usage(1, 0)) for id in self.abort_all()]
 
 
@@ -112,3 +114,14 @@ async def test_its_step_is_a_quick_one_of_the_last_and_is_forgotten(
     assert 20 <= driven.engine.step_ms() < 200
     monkeypatch.setattr(StepTimes, "FORGOTTEN_S", 0.0)
     assert driven.engine.step_ms() == 0
+
+
+async def test_a_step_that_fails_fails_what_is_in_it_and_says_nothing_of_speed(driven: Driven) -> None:
+    driven.submit("bad")
+    failed = (await driven.answer("bad")).error
+    assert failed is not None
+    assert failed.retryable
+    assert driven.engine.step_ms() == 0
+    driven.submit("next")
+    assert (await driven.answer("next")).finish_reason == "stop"
+    assert driven.engine.step_ms() > 0
