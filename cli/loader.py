@@ -6,11 +6,13 @@ measured and not given, one model is loaded at a time: how much it leaves free s
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from cli.memory import Memory, is_on_gpu
+from cli.memory import Freed, Memory, Place, gpus_of
 from cli.stack import Model
 from cli.supervisor import Child, Service, Supervisor, how_it_ended
 from registry.directory import Snapshot, take_snapshot
@@ -60,6 +62,10 @@ class OnDemand:
     error: str = ""
     demand: float = 0.0  # as the gateways wrote it
     leaving: asyncio.Task[None] | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place() if self.child is None else Place.of(self.child.service)
 
     def told(self, now: float) -> Loadable:
         names = self.model.names
@@ -223,44 +229,47 @@ class Loader:
                 model.state = "waiting" if wanted else "unloaded"
         waiting = [model for model in self._models if model.state == "waiting" and model.child is None]
         waiting.sort(key=lambda model: model.waits_since)
-        for place, model in enumerate(waiting):
+        for number, model in enumerate(waiting):
             if model.need and self._memory.is_measured and any(other.state == "loading" for other in self._models):
                 continue
-            if await self._has_room(model) or (place == 0 and await self._makes_room(model, snapshot, now)):
-                await self._load(model, now)
+            room = await self._room(model)
+            if room is None and number == 0 and await self._makes_room(model, snapshot, now):
+                room = Place()
+            if room is not None:
+                await self._load(model, room, now)
 
-    async def _has_room(self, model: OnDemand, beside: int = 0) -> bool:
-        """beside: bytes that would be free, too."""
+    async def _room(self, model: OnDemand, freed: Freed = MappingProxyType({})) -> Place | None:
         taken = sum(other.need for other in self._models if other.child is not None)
-        return await asyncio.to_thread(self._memory.has_room, model.need, taken, beside, model.model)
+        return await asyncio.to_thread(self._memory.room, model.model, model.need, taken, freed)
 
     async def _makes_room(self, model: OnDemand, snapshot: Snapshot, now: float) -> bool:
-        """Of those that are idle the ones that were not used for the longest time leave, if that helps. Whether there
-        may be room now."""
+        """Of those that are idle the ones that were not used for the longest time leave, if that helps. True: it is to
+        be loaded all the same."""
         others = [other for other in self._models if other.child is not None]
         if not others:
             return True  # nobody could make more of it: the worker says what is wrong, if anything is
         if any(other.leaving for other in others):
             return False
         spared = SPARED_S if now - model.waits_since < PATIENT_S else SPARED_NO_LONGER_S
-        leaving, freed = [], 0
+        leaving, freed = [], Counter[str]()
         for other in sorted(others, key=lambda other: other.used):
-            is_of_use = other.need > 0 and is_on_gpu(other.model) == is_on_gpu(model.model)
+            is_of_use = other.need > 0 and bool(gpus_of(other.model)) == bool(gpus_of(model.model))
             if not is_of_use or not await self._is_idle(other, snapshot, now, spared):
                 continue
             leaving.append(other)
-            freed += other.need
-            if await self._has_room(model, freed):
+            freed.update(other.place.shares(other.need))
+            if (room := await self._room(model, freed)) is not None:
                 for one in leaving:
-                    self._unload(one, f"{model.model.name} needs its memory")
+                    if not self._memory.is_measured or not room.gpus or set(one.place.gpus) & set(room.gpus):
+                        self._unload(one, f"{model.model.name} needs its memory")
                 break
         return False
 
-    async def _load(self, model: OnDemand, now: float) -> None:
+    async def _load(self, model: OnDemand, room: Place, now: float) -> None:
         log.info("%s is loaded: somebody asks for it", model.model.name)
         model.state, model.started, model.waits_since = "loading", now, FOREVER
         try:
-            model.child = await self._supervisor.start(model.service)
+            model.child = await self._supervisor.start(room.given_to(model.service))
         except OSError as error:
             self._fail(model, f"its worker does not start: {one_line(error)}", now)
 

@@ -1,20 +1,29 @@
 """How much memory a model needs, and how much there is."""
 
+import math
 import os
 import re
 import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import psutil
 
 from cli.stack import Model
+from cli.supervisor import Service
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 BESIDE_WEIGHTS = 1.2  # for keys and values, and what a step needs
 PROCESS = 2**30  # bytes of a process with its libraries
 UTILIZATION = 0.9  # of a GPU, by default
 MIB = 2**20
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi counts them
+# Flags that multiply the GPUs that a worker takes.
+PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "num-gpus")
 
 
 def weights_of(path: str | None) -> int:
@@ -26,11 +35,47 @@ def weights_of(path: str | None) -> int:
 
 
 def need_of(model: Model) -> int:
-    """A guess, in bytes. On a GPU most engines take their part of it, whatever the model."""
-    if is_on_gpu(model) and not (model.path or "").endswith(".gguf"):
-        part = model.flag("gpu-memory-utilization")
-        return int(float(part or UTILIZATION) * _size_of_gpu())
+    """A guess, in bytes. On GPUs most engines take their part of them, whatever the model."""
+    if (gpus := gpus_of(model)) and not (model.path or "").endswith(".gguf"):
+        part = _told(model, "gpu-memory-utilization")
+        return int(float(part or UTILIZATION) * _size_of_gpu()) * gpus
     return int(weights_of(model.path) * BESIDE_WEIGHTS) + PROCESS if model.path else 0
+
+
+def gpus_of(model: Model) -> int:
+    """How many it takes; 0: it runs elsewhere."""
+    if model.path is None or _told(model, "device") in ("cpu", "mps") or _size_of_gpu() == 0:
+        return 0
+    return math.prod(int(found) for name in PARALLEL if (found := _told(model, name) or "").isdecimal() and int(found))
+
+
+def _told(model: Model, flag: str) -> str | None:
+    """A flag, or the variable that its worker reads in place of it."""
+    return model.flag(flag) or os.environ.get(f"TOKENBUS_{flag.replace('-', '_').upper()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker runs: on which GPUs; none: wherever it would by itself."""
+
+    gpus: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, service: Service) -> "Place":
+        return cls(tuple(filter(None, service.environment.get(VISIBLE, "").split(","))))
+
+    def given_to(self, service: Service) -> Service:
+        if not self.gpus:
+            return service
+        return replace(service, environment={**service.environment, **ORDER, VISIBLE: ",".join(self.gpus)})
+
+    def shares(self, need: int) -> dict[str, int]:
+        """Bytes that are needed, by GPU; by "" where none is named."""
+        parts = self.gpus or ("",)
+        return dict.fromkeys(parts, need // len(parts))
+
+
+Freed = Mapping[str, int]  # bytes that would be free besides, by GPU, and by "" of what is on none
 
 
 class Memory:
@@ -43,35 +88,64 @@ class Memory:
     def is_measured(self) -> bool:
         return self._budget is None
 
-    def has_room(self, need: int, taken: int, beside: int, model: Model) -> bool:
-        """taken: what the others need that are loaded, of which `beside` would be free. May take a second."""
+    def room(self, model: Model, need: int, taken: int, freed: Freed) -> Place | None:
+        """Where there is room for it; None: nowhere. taken: what the others need that are loaded, with what would be
+        free. May take a second."""
+        if self._budget is not None and taken - sum(freed.values()) + need > self._budget:
+            return None
+        count = gpus_of(model)
+        gpus = _freest(_gpus() if count else [], count, freed)
+        place = Place(tuple(gpu.id for gpu in gpus))
         if self._budget is not None:
-            return taken - beside + need <= self._budget
-        if not is_on_gpu(model):
-            return need <= psutil.virtual_memory().available + beside
-        gpu = _gpu()
-        return gpu is None or need <= gpu[0] + beside  # where nobody knows, the worker will
+            return place
+        if not count:
+            return place if need <= psutil.virtual_memory().available + freed.get("", 0) else None
+        share = need // count
+        return place if all(share <= gpu.free + freed.get(gpu.id, 0) for gpu in gpus) else None
 
 
-def is_on_gpu(model: Model) -> bool:
-    if model.path is None or model.flag("device") in ("cpu", "mps"):
-        return False
-    return _size_of_gpu() > 0
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """id: as CUDA_VISIBLE_DEVICES names it. free, total: bytes."""
+
+    id: str
+    free: int
+    total: int
+
+
+def deal(models: Iterable[Model]) -> dict[str, Place]:
+    """Places for those that are loaded at once, by name, whether there is room or not. May take a second."""
+    counts = {model: gpus_of(model) for model in models}
+    gpus = _gpus() if any(counts.values()) else []
+    freed, places = Counter[str](), {}
+    for model, count in counts.items():
+        place = Place(tuple(gpu.id for gpu in _freest(gpus, count, freed)))
+        freed.subtract(place.shares(need_of(model)))
+        places[model.name] = place
+    return places
+
+
+def _freest(gpus: Sequence[Gpu], count: int, freed: Freed) -> list[Gpu]:
+    """So many of them, in their order. None where there are fewer: the worker says so."""
+    chosen = sorted(gpus, key=lambda gpu: gpu.free + freed.get(gpu.id, 0), reverse=True)[:count]
+    return [gpu for gpu in gpus if gpu in chosen] if len(chosen) == count else []
 
 
 @cache
 def _size_of_gpu() -> int:
-    gpu = _gpu()
-    return 0 if gpu is None else gpu[1]
+    """0: there is none."""
+    return next((gpu.total for gpu in _gpus()), 0)
 
 
-def _gpu() -> tuple[int, int] | None:
-    """Bytes that are free, and in all, of the first GPU that workers see: the one that they take."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    query = ["nvidia-smi", f"--id={visible}", "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+def _gpus() -> list[Gpu]:
+    """That workers see. Where nobody knows, none: the worker will."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
-        return None
-    row = re.search(r"^(\d+), (\d+)$", done.stdout, re.MULTILINE)
-    return (int(row[1]) * MIB, int(row[2]) * MIB) if row else None
+        return []
+    rows = re.findall(r"^(\d+), (\S+), (\d+), (\d+)$", done.stdout, re.MULTILINE)
+    visible = os.environ.get(VISIBLE)
+    ids = [row[0] for row in rows] if visible is None else [id.strip() for id in visible.split(",")]
+    found = {id: row for id in ids for row in rows if id and (id == row[0] or row[1].startswith(id))}
+    return [Gpu(id, int(row[2]) * MIB, int(row[3]) * MIB) for id, row in found.items()]

@@ -1,5 +1,6 @@
 """`tokenbus up`: a whole stack on this machine, until Ctrl-C."""
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pydantic import AliasChoices, ByteSize, Field
 from cli.banner import Banner, embedded_redis_line, named_redis_line, python_hint_here, tool_here
 from cli.demo_models import DEMO_MODELS
 from cli.loader import Loader, OnDemand, guess_of_load
-from cli.memory import Memory, need_of, weights_of
+from cli.memory import Memory, deal, need_of, weights_of
 from cli.models_file import ModelsFile
 from cli.progress import Progress
 from cli.readiness import Readiness
@@ -211,7 +212,11 @@ async def run(settings: UpSettings, bus: Bus, logs: Path, supervisor: Supervisor
                 await supervisor.start(bus.service)
                 await supervisor.until(readiness.has_redis)
             await wait_for_redis(redis, bus.url)
-            workers = {one.name: await supervisor.start(stack.worker(one, id)) for one in served.at_start}
+            places = await asyncio.to_thread(deal, served.at_start)
+            workers = {
+                one.name: await supervisor.start(places[one.name].given_to(stack.worker(one, id)))
+                for one in served.at_start
+            }
         loader = Loader(served.on_demand, served.memory, supervisor, redis, keys, id)
         async with loader.telling(workers):
             with progress.showing():
