@@ -1,6 +1,8 @@
 """What only a GPU runs: kernels, compiled layers, CUDA graphs, steps launched before the last tokens are known."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +141,50 @@ def test_each_sequence_has_its_own_adapter(llama: Path, load: Load, tmp_path: Pa
         for (prompt, adapter), answer in zip(asked, answers, strict=True)
     ]
     assert max(choices) < 0.2
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graphs"])
+def test_a_request_that_there_is_no_memory_for_fails_alone(save_model: SaveModel, load: Load, eager: bool) -> None:
+    """To score 250 tokens of a prompt takes 200 MB a copy; the others of a step need few."""
+    path = save_model("llama", vocab_size=200_000)
+    engine = load(path, device="cuda", dtype="float32", slots=6, enforce_eager=eager, gpu_memory_utilization=0.3)
+    requests = [{"payload": prompt, "max_tokens": 30} for prompt in PROMPTS[:5]]
+    expected = [answer.token_ids for answer in engine.alone(requests)]
+    engine.forget()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        (torch.cuda.memory_reserved() + 100 * 2**20) / torch.cuda.get_device_properties(0).total_memory
+    )
+    try:
+        large = engine.submit(CHANCE.choices(range(2, 384), k=250), max_tokens=3, echo=True, logprobs=5)
+        answers = engine.crowd(requests)
+        assert [answer.token_ids for answer in answers] == expected
+        assert "out of memory" in str(engine.answers[large].error)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+LOSES_ITS_GPU = """
+import sys, torch
+from worker.engines import generation
+from worker.engines.options import EngineOptions
+from worker.engines.transformers_impl import TransformersStepper
+from worker.engines.base import EngineRequest
+from shared.messages import SamplingParams
+
+engine = TransformersStepper(EngineOptions(model_path=sys.argv[1], device="cuda", enforce_eager=True))
+engine.load()
+generation.sample = lambda logits, *rest: logits[:, torch.tensor([10**6], device="cuda")]
+engine.add(engine.prepare(EngineRequest("r", "completion", {"prompt": "a"}, SamplingParams(seed=1))))
+try:
+    engine.step()
+except Exception:
+    print("goes on")
+"""
+
+
+def test_a_process_whose_gpu_is_lost_ends(llama: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", LOSES_ITS_GPU, str(llama)], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "goes on" not in ended.stdout
+    assert "the GPU works for this process no more" in ended.stderr
