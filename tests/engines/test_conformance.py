@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -344,6 +345,26 @@ async def test_penalties_change_what_is_said(client: Client) -> None:
     assert penalized.text != plain.text
     if client.info.resumable:
         assert len(set(penalized.token_ids)) > len(set(plain.token_ids))
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"text": {"type": "string", "maxLength": 6}, "word": {"enum": ["größer", 7]}},
+    "required": ["text", "word"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_json_is_what_its_schema_allows(client: Client, seed: int) -> None:
+    client.not_for(echo="it has no grammars")
+    schema = Structured("json", SCHEMA)
+    answer = await client.answer("a", structured=schema, max_tokens=200, temperature=1.0, seed=seed, seeded=True)
+    assert answer.error is None
+    made = json.loads(answer.text)
+    assert list(made) == ["text", "word"]
+    assert len(made["text"]) <= 6
+    assert made["word"] in ("größer", 7)
 
 
 async def test_a_grammar_may_ask_for_special_tokens(client: Client) -> None:

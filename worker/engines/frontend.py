@@ -1,6 +1,7 @@
 """What is done for a request before any token is computed, whoever computes them: prompt, grammar, limits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -31,10 +32,13 @@ class Frontend:
         eos_ids: frozenset[int],
         options: EngineOptions,
         threads: int = 1,
+        as_known: Callable[[str], str] = str,
     ) -> None:
+        """as_known: of a grammar, what the engine's own llguidance understands of it."""
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
         self._vocabulary = vocabulary
         self._threads = threads
+        self._as_known = as_known
         self._limits = Limits(eos_ids, max_model_len, special_ids(self.tokenizer))
         self._prompts = PromptReader(
             tokenizer,
@@ -68,7 +72,10 @@ class Frontend:
         self._prompts.check_ids(list(sampling.stop_token_ids), "stop_token_ids")
         if request.resume is not None:
             self._prompts.check_ids(request.resume.token_ids, "resume")
-        matcher = None if prompt.grammar is None else self.grammars.matcher(prompt.grammar)
+        matcher = None
+        if prompt.grammar is not None:
+            grammar = self._as_known(prompt.grammar)
+            prompt, matcher = replace(prompt, grammar=grammar), self.grammars.matcher(grammar)
         completion = make(request, prompt, self._limits, self.tokenizer, matcher)
         if sampling.logprobs is not None:
             text, raw = self.pieces(prompt.ids[0])

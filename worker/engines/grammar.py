@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidRequest
-from shared.grammar import compiled
+from shared.grammar import WRITTEN, compiled
 
+PLAINLY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 COMPILED = 64  # grammars kept, in case they come again
 
 
@@ -69,6 +70,18 @@ class Grammars:
         self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, self._words * 4, len(bits))
         allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little")
         return np.equal(allowed, 0)
+
+
+def written_plainly(grammar: str) -> str:
+    """As an older llguidance understands it, and in which it means the same to both: with a space after each separator
+    and nowhere else. It knows no `json_allowed_escapes`, so that characters may be written as their codes, too."""
+    told = json.loads(grammar)
+    for part in told["grammars"]:
+        if isinstance(schema := part.get("json_schema"), dict):
+            part["json_schema"] = {**schema, "x-guidance": PLAINLY}
+        elif "lark_grammar" in part:
+            part["lark_grammar"] = part["lark_grammar"].replace(json.dumps(WRITTEN), json.dumps(PLAINLY))
+    return json.dumps(told, ensure_ascii=False)
 
 
 def as_lark(grammar: str) -> str:

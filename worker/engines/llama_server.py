@@ -3,6 +3,7 @@ it dies."""
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,6 +31,9 @@ STEADY_S = 30.0  # who lived so long may die again
 DEATHS = 5  # in a row, in less than that
 LAST_LINES = 4
 LISTENED_S = 2.0
+MISSED_S = 2.0
+AGAIN_S = 1.0
+LEAST_START_S, STARTS = 30.0, 4
 # No connection is kept: llama-server closes idle ones, perhaps just when they are used.
 LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
 URL = "http://llama"  # a name for the socket
@@ -37,13 +41,15 @@ URL = "http://llama"  # a name for the socket
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """longest: tokens of one slot. embedding: each input is computed in one step, and in one memory with the others: of
-    several in memories of their own llama.cpp pools wrongly."""
+    """longest: tokens of one slot. batch: of a prompt, that are computed in one go; None: as llama-server would.
+    embedding: each input is computed in one step, and in one memory with the others: of several in memories of their
+    own llama.cpp pools wrongly."""
 
     model: str
     slots: int
     longest: int
     threads: int
+    batch: int | None = None
     embedding: bool = False
     on_cpu: bool = False
 
@@ -51,13 +57,17 @@ class Settings:
 class LlamaServer:
     def __init__(self, settings: Settings, flags: Sequence[str]) -> None:
         """flags: llama-server's own. Raises StartupError where there is none."""
-        self._folder = Path(tempfile.mkdtemp(prefix="tokenbus-llama-"))  # only this user may enter
-        self.socket = self._folder / "llama.sock"  # by which ending it knows what that is
+        folder = Path(tempfile.gettempdir()) / f"tokenbus-llama-{secrets.token_hex(4)}"
+        self.socket = folder / "llama.sock"  # by which ending it knows what that is
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._command = _command(str(self.socket), settings, flags)
+        folder.mkdir(mode=0o700)  # only this user may enter
+        self._folder = folder
         self._is_up = threading.Event()
         self._is_ending = threading.Event()
         self._failed: str | None = None
+        self._took: float | None = None  # s that its first start has
+        self._missed_since = self._missed_at = 0.0
 
     def start(self) -> None:
         """Returns when it has loaded the model. Raises StartupError with what it said if it ends instead."""
@@ -76,17 +86,24 @@ class LlamaServer:
         transport = httpx2.AsyncHTTPTransport(uds=str(self.socket), limits=LIMITS)
         return httpx2.AsyncClient(transport=transport, base_url=URL, timeout=None)
 
+    def is_missed(self) -> None:
+        """Nobody listens at its socket. If it runs all the same, and for longer than its end may take to be seen, it is
+        of no use and is started again."""
+        now = time.monotonic()
+        if not self.is_up or now - self._missed_at > MISSED_S / 2:  # those who miss it look again and again
+            self._missed_since = now
+        elif now - self._missed_since > MISSED_S:
+            self._process.kill()
+        self._missed_at = now
+
     def _keep(self) -> None:
         deaths = 0
         while not self._is_ending.is_set():
             started = time.monotonic()
-            self.socket.unlink(missing_ok=True)
-            process = self._started()
-            self._watch(process)
+            why = self._run()
             if self._is_ending.is_set():
                 return
-            why = f"llama-server has ended ({process.returncode}): {' | '.join(self._last_lines)}"
-            if not self._is_up.is_set() and deaths == 0:
+            if not self._is_up.is_set() and self._took is None:
                 self._failed = why
                 return
             self._is_up.clear()
@@ -94,6 +111,19 @@ class LlamaServer:
             if deaths >= DEATHS:
                 end(why)
             log.error("%s; it is started again", why)
+
+    def _run(self) -> str:
+        """Until it ends; why it did."""
+        self.socket.unlink(missing_ok=True)
+        try:
+            process = self._started()
+        except OSError as error:  # no memory for another process, perhaps just now
+            time.sleep(AGAIN_S)
+            return f"llama-server cannot be started: {error.strerror}"
+        if self._is_ending.is_set():  # meanwhile, by who could not see it
+            process.kill()
+        self._watch(process)
+        return f"llama-server has ended ({process.returncode}): {' | '.join(self._last_lines)}"
 
     def _started(self) -> subprocess.Popen[bytes]:
         tether = (sys.executable, "-P", "-m", "shared.tether", str(os.getpid()), str(int(signal.SIGKILL)))
@@ -116,11 +146,17 @@ class LlamaServer:
                 self._last_lines.append(line.decode(errors="replace").strip())
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Until it ends; notes when it is ready."""
+        """Until it ends; notes when it is ready, and ends it if it takes far longer than it took at first."""
+        started = time.monotonic()
+        longest = float("inf") if self._took is None else max(LEAST_START_S, STARTS * self._took)
         with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self.socket)), base_url=URL, timeout=5) as http:
             while process.poll() is None and not self._is_up.is_set():
+                passed = time.monotonic() - started
                 if self._listens() and self._answers(http):
+                    self._took = self._took or passed
                     self._is_up.set()
+                elif passed > longest:
+                    process.kill()
                 else:
                     time.sleep(LOOK_EVERY_S)
         process.wait()
@@ -168,11 +204,8 @@ def _command(socket: str, settings: Settings, flags: Sequence[str]) -> list[str]
         "n_parallel": settings.slots,
         "n_ctx": settings.longest * settings.slots,
         "threads": settings.threads,
-        **(
-            {"embedding": True, "kv_unified": True, "n_batch": settings.longest, "n_ubatch": settings.longest}
-            if settings.embedding
-            else {}
-        ),
+        **({"n_batch": settings.batch} if settings.batch is not None else {}),
+        **({"embedding": True, "kv_unified": True, "n_ubatch": settings.batch} if settings.embedding else {}),
         **({"n_gpu_layers": 0} if settings.on_cpu else {}),
     }
     return [sys.executable, "-P", "-m", "worker.engines.llamacpp_server", socket, json.dumps(arguments)]
@@ -189,9 +222,10 @@ def _packaged() -> str | None:
 def _of_program(program: str, socket: str, settings: Settings, flags: Sequence[str]) -> list[str]:
     command = [program, "--model", settings.model, "--host", socket, "--parallel", str(settings.slots)]
     command += ["--ctx-size", str(settings.longest * settings.slots), "--threads", str(settings.threads)]
+    if settings.batch is not None:
+        command += ["--batch-size", str(settings.batch)]
     if settings.embedding:
-        batch = str(settings.longest)
-        command += ["--embeddings", "--kv-unified", "--batch-size", batch, "--ubatch-size", batch]
+        command += ["--embeddings", "--kv-unified", "--ubatch-size", str(settings.batch)]
     if settings.on_cpu:
         command += ["--gpu-layers", "0"]
     return [*command, *flags]

@@ -32,16 +32,20 @@ from worker.engines.completion import Completion
 from worker.engines.figures import CacheFigures, HitRate
 from worker.engines.frontend import Frontend
 from worker.engines.gguf_head import Head, head_of
-from worker.engines.grammar import as_lark
+from worker.engines.grammar import as_lark, written_plainly
 from worker.engines.llama_server import LOOK_EVERY_S, LlamaServer, Settings
 from worker.engines.logprobs import LEAST, scored_token
-from worker.engines.openai_words import embedded, inputs, ranked
+from worker.engines.openai_answers import embedded, ranked
+from worker.engines.openai_words import inputs
 from worker.engines.options import EngineOptions, spare_threads
 from worker.engines.seeds import seed_of
 from worker.engines.sse import events
 from worker.engines.streamed import Clock, StreamedEngine
 from worker.engines.token_bytes import TokenBytes
 
+# Tokens of a prompt, after which llama-server tells that it moves, and hears that nobody waits any more. Its own 2,048
+# are a minute of a small model on one core.
+CPU_BATCH = 128
 SLOTS = 4  # of a CPU; each has its own part of the memory for keys and values
 LOADING = 503
 SAMPLES, SAMPLE_BYTES = 32, 65_536
@@ -64,13 +68,15 @@ class Served:
         self._clock = Clock()
         self._http: httpx2.AsyncClient | None = None
 
-    def _start_server(self, longest: int, slots: int, *, embedding: bool = False) -> None:
+    def _start_server(self, longest: int, slots: int, *, batch: int | None, embedding: bool = False) -> None:
+        """The last of a load: what fails before it leaves nothing running."""
         options = self._options
         settings = Settings(
             str(self._path),
             slots,
             longest,
             options.threads or spare_threads(),
+            batch=batch,
             embedding=embedding,
             on_cpu=options.device == "cpu",
         )
@@ -96,10 +102,10 @@ class Served:
                 if response.status_code != LOADING:
                     raise _error_of(response.status_code, said)
             except httpx2.ConnectError:
-                pass
+                self._server.is_missed()
             except httpx2.HTTPError as error:
                 raise _lost(error) from error
-            self._clock.step()  # it is not there, which is not to hang
+            self._clock.step()  # it is not there, which is not to hang: it is started again, or this worker ends
             await asyncio.sleep(LOOK_EVERY_S)
 
     def stalled_for(self) -> float:
@@ -133,13 +139,13 @@ class LlamaStreamer(Served):
             tokenizer, longest = checkpoint.tokenizer(), checkpoint.max_model_len()
             eos_ids = checkpoint.eos_ids(checkpoint.outline(), tokenizer)
         slots = self._options.slots or SLOTS
-        self._start_server(longest, slots)
         vocabulary = len(tokenizer)
         self._hits = HitRate()
-        self._frontend = Frontend(tokenizer, vocabulary, longest, eos_ids, self._options)
+        self._frontend = Frontend(tokenizer, vocabulary, longest, eos_ids, self._options, as_known=written_plainly)
         self._bytes = TokenBytes(self._frontend.bytes_of_tokens, vocabulary)
         parsers = (self._options.tool_call_parser, self._options.reasoning_parser)
         fingerprint = fingerprint_of_file(self._path, tokenizer.chat_template, *parsers)
+        self._start_server(longest, slots, batch=CPU_BATCH if checkpoint.device.type == "cpu" else None)
         return EngineInfo("llamacpp", fingerprint, longest, slots, resumable=True)
 
     def prepare(self, request: EngineRequest) -> Completion | Output:
@@ -204,7 +210,10 @@ class LlamaStreamer(Served):
             taken.append(token_id)
             if completion.params.logprobs is not None:
                 logprobs.append(self._scored(completion, token_id, scores[place] if place >= 0 else UNTOLD))
-            completion.push(token_id)
+            try:
+                completion.push(token_id)
+            except InvalidRequest as error:  # the client's grammar is good, or it would have been refused before
+                raise EngineFailed(f"llama-server does not keep to the grammar: {error.message}") from error
         if not taken and completion.finish_reason is None:
             return None
         return completion.output(taken, logprobs)
@@ -230,9 +239,10 @@ class LlamaEncoder(Served):
         asked, most = self._options.max_model_len, self._head.context_length
         if asked is not None and asked > most:
             raise StartupError(f"--max-model-len {asked} is more than the {most} tokens that the model can hold")
-        self._slots = self._options.slots or SLOTS
-        self._start_server(asked or most, self._slots, embedding=True)
-        return EngineInfo("llamacpp", fingerprint_of_file(self._path), asked or most, self._slots, resumable=True)
+        self._slots, longest = self._options.slots or SLOTS, asked or most
+        fingerprint = fingerprint_of_file(self._path)
+        self._start_server(longest, self._slots, batch=longest, embedding=True)
+        return EngineInfo("llamacpp", fingerprint, longest, self._slots, resumable=True)
 
     def prepare(self, request: EngineRequest) -> EngineRequest:
         kind = "rerank" if self._head.ranks else "embedding"

@@ -7,13 +7,14 @@ say is not made up, but for the count of a reply's tokens, which is then that of
 
 import asyncio
 import hashlib
-import json
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
 import httpx2
+import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from shared.errors import (
@@ -33,19 +34,10 @@ from shared.errors import (
 from shared.logging import get_logger
 from worker.engines.base import Engine, EngineInfo, EngineRequest, Output
 from worker.engines.figures import CacheFigures
-from worker.engines.openai_words import (
-    Reply,
-    chat,
-    completion,
-    embedded,
-    inputs,
-    message_of,
-    ranked,
-    said,
-    sampling,
-)
+from worker.engines.openai_answers import Reply, embedded, ranked, refused
+from worker.engines.openai_words import chat, completion, inputs, sampling
 from worker.engines.options import EngineOptions
-from worker.engines.sse import events
+from worker.engines.sse import LineTooLongError, events
 from worker.engines.streamed import StreamedEngine
 
 log = get_logger(__name__)
@@ -57,6 +49,7 @@ TRIES = 3
 BACKOFF, LONGEST_PAUSE_S = wait_random_exponential(multiplier=0.4, max=3.0), 10.0
 FAILURES = 5  # one after the other, after which nothing more is sent until the upstream answers again
 PROBE_S = 2.0
+LARGEST_ANSWER, LARGEST_ERROR = 256 * 2**20, 2**20  # bytes
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -99,7 +92,12 @@ class OpenAIStreamer:
         if listed and self._model not in listed:
             log.warning("%s does not list %s, but %s", self._url, self._model, ", ".join(sorted(listed)))
         told = listed.get(self._model, {})
-        longest = told.get("max_model_len") or told.get("context_length") or (told.get("meta") or {}).get("n_ctx")
+        meta = told.get("meta")
+        lengths = (
+            *(told.get("max_model_len"), told.get("context_length")),
+            *((meta.get("n_ctx"),) if isinstance(meta, dict) else ()),
+        )
+        longest = next((length for length in lengths if isinstance(length, int) and length > 0), None)
         return EngineInfo(
             name="openai",
             fingerprint=hashlib.sha256(f"openai:{self._url}:{self._model}".encode()).hexdigest()[:16],
@@ -124,8 +122,11 @@ class OpenAIStreamer:
         if response.status_code in (401, 403):
             raise StartupError(f"{self._url} refuses the key: TOKENBUS_UPSTREAM_API_KEY")
         try:
-            return list(response.raise_for_status().json().get("data") or [])
-        except (httpx2.HTTPStatusError, ValueError, AttributeError):
+            listed = list(response.raise_for_status().json().get("data") or [])
+            if all(isinstance(model, dict) for model in listed):
+                return listed
+            raise TypeError
+        except (httpx2.HTTPStatusError, ValueError, AttributeError, TypeError):
             raise StartupError(f"{self._url} does not speak the OpenAI API (its address ends with /v1)") from None
 
     async def start(self) -> None:
@@ -173,10 +174,12 @@ class OpenAIStreamer:
     async def _whole(self, path: str, body: Mapping[str, Any]) -> Any:
         response = await self._sent(path, body)
         try:
-            return json.loads(await response.aread())
+            answer = await _read(response, LARGEST_ANSWER)
+            self._failures = 0
+            return msgspec.json.decode(answer)
         except httpx2.HTTPError as error:
-            raise EngineFailed(f"The upstream broke off: {one_line(error)}") from error
-        except ValueError as error:
+            raise self._broken_off(error) from error
+        except msgspec.DecodeError as error:
             raise UpstreamFailed("The upstream answered something that is not JSON.") from error
         finally:
             await response.aclose()
@@ -194,18 +197,27 @@ class OpenAIStreamer:
             response = await self._sent(path, body)
         reply = Reply(request)
         try:
+            if response.headers.get("content-type", "").startswith("application/json"):  # an error, with status 200
+                reply.take(await _read(response, LARGEST_ERROR))
+                raise UpstreamFailed("The upstream does not stream.")
             async for data in events(response):
                 if data == b"[DONE]":
                     break
-                if (output := reply.take(json.loads(data))) is not None:
+                if (output := reply.take(data)) is not None:
+                    self._failures = 0
                     yield output
             yield reply.end()
+            self._failures = 0
         except httpx2.HTTPError as error:
-            raise EngineFailed(f"The upstream broke off: {one_line(error)}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._broken_off(error) from error
+        except LineTooLongError as error:
             raise UpstreamFailed(f"The upstream's stream cannot be read: {error}") from error
         finally:
             await response.aclose()  # so that it computes no more
+
+    def _broken_off(self, error: httpx2.HTTPError) -> EngineFailed:
+        self._failed(one_line(error))
+        return EngineFailed(f"The upstream broke off: {one_line(error)}")
 
     async def _sent(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
         """A response that is good, and not read yet. What fails before that is sent again."""
@@ -229,11 +241,11 @@ class OpenAIStreamer:
             self._failed(one_line(error))
             raise _AgainError(UpstreamDown(f"The upstream cannot be reached: {one_line(error)}")) from error
         if response.is_success:
-            self._failures = 0
             return response
+        content = b""
         try:
-            await response.aread()
-        except httpx2.HTTPError:
+            content = await _read(response, LARGEST_ERROR)
+        except (httpx2.HTTPError, UpstreamFailed):
             pass
         finally:
             await response.aclose()
@@ -241,7 +253,7 @@ class OpenAIStreamer:
             self._failed(f"status {response.status_code}")
         else:
             self._failures = 0  # it is there: what is wrong may be the request, or there are too many
-        problem = _error_of(response)
+        problem = _error_of(response, content)
         raise _AgainError(problem) if isinstance(problem, EngineFailed | UpstreamBusy) else problem
 
     def stalled_for(self) -> float:
@@ -267,22 +279,29 @@ def _pause(state: RetryCallState) -> float:
     return min(told, LONGEST_PAUSE_S) if told is not None else BACKOFF(state)
 
 
-def _error_of(response: httpx2.Response) -> TokenbusError:
-    """What a client is told of what the upstream said. Its own keys and limits are none of a client's business."""
+async def _read(response: httpx2.Response, most: int) -> bytes:
+    """Raises UpstreamFailed for more bytes than that."""
+    content = bytearray()
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > most:
+            raise UpstreamFailed(f"The upstream's answer has more than {most} bytes.")
+    return bytes(content)
+
+
+def _error_of(response: httpx2.Response, content: bytes) -> TokenbusError:
+    """What a client is told of what the upstream said. Its own keys, limits and bills are none of a client's
+    business."""
     status = response.status_code
-    try:
-        told = json.loads(response.content)
-        told = told.get("error", told) if isinstance(told, dict) else told
-    except (ValueError, httpx2.ResponseNotRead):
-        told = {}
-    message, param, code = message_of(told) or f"status {status}", said(told, "param"), said(told, "code")
+    message, param, code = refused(content)
+    message = message or f"status {status}"
     if status in (501, 505):
         return UpstreamFailed(f"The upstream does not do this: {message}")
-    if status >= 500:
+    if status >= 500 or status in (408, 425):
         return EngineFailed(f"The upstream failed: {message}")  # which the request may be to blame for
     if status == 429:
         return UpstreamBusy("The upstream has too many requests; try again later.", retry_after=_seconds(response))
-    if status in (401, 403, 404):
+    if status < 400 or status in (401, 402, 403, 404, 407):
         log.error("the upstream refuses this worker: %s", message)
         return UpstreamFailed("The upstream refuses this worker's requests.")
     if status == 413:
@@ -295,6 +314,7 @@ def _error_of(response: httpx2.Response) -> TokenbusError:
 
 def _seconds(response: httpx2.Response) -> float | None:
     try:
-        return float(response.headers.get("retry-after", ""))
+        seconds = float(response.headers.get("retry-after", ""))
     except ValueError:  # a date, or nothing
         return None
+    return seconds if 0 <= seconds < math.inf else None
