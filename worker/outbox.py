@@ -7,10 +7,11 @@ from contextlib import suppress
 
 from shared.connection import BUS_ERRORS, Bus
 from shared.durable import LOG_EVERY_S, DurableLogs
+from shared.errors import EngineFailed
 from shared.keys import Keys
 from shared.line import Command
 from shared.logging import get_logger
-from shared.messages import Event, Frame, encode
+from shared.messages import Event, Failed, Frame, encode
 from shared.queue import settle
 from worker.running import RunningJob
 
@@ -38,7 +39,7 @@ class Outbox:
         self._on_fenced = on_fenced
         self._logs = DurableLogs(redis, keys)
         self._changed: dict[str, RunningJob] = {}
-        self._frames: dict[str, list[Event]] = {}  # by gateway: built, not yet known to be sent
+        self._frames: dict[str, bytes] = {}  # by gateway: built, not yet known to be sent
         self._unlogged: dict[str, RunningJob] = {}
         self._log_entries: list[tuple[RunningJob, Command]] = []  # like the frames
         self._ended: list[RunningJob] = []
@@ -105,12 +106,14 @@ class Outbox:
 
     def _build_frames(self) -> None:
         changed, self._changed = self._changed, {}
+        events: dict[str, list[Event]] = {}
         for running in changed.values():
-            self._frames.setdefault(running.job.gateway, []).extend(running.take_events())
+            events.setdefault(running.job.gateway, []).extend(running.take_events())
             if running.job.is_durable:
                 self._unlogged[running.request_id] = running
             if running.ended:
                 self._ended.append(running)
+        self._frames = {gateway: _frame(some) for gateway, some in events.items()}
 
     def _build_log_entries(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -120,7 +123,11 @@ class Outbox:
                 del self._unlogged[running.request_id]
                 if any(entry):
                     job = running.job
-                    command = self._logs.append(job.request, job.attempt, before, *entry)
+                    try:
+                        command = self._logs.append(job.request, job.attempt, before, *entry)
+                    except Exception:  # as in a frame; what comes after it is fenced off by the gap
+                        log.exception("something cannot be logged")
+                        continue
                     self._log_entries.append((running, command))
 
     async def _send(self) -> None:
@@ -130,7 +137,7 @@ class Outbox:
         replies = await self._redis.line.batch(
             [
                 *(entry for _, entry in self._log_entries),
-                *(("PUBLISH", self._keys.events(gateway), encode(Frame(events))) for gateway, events in frames.items()),
+                *(("PUBLISH", self._keys.events(gateway), frame) for gateway, frame in frames.items()),
                 *settle(running.entry for running in ended),
                 *(("UNLINK", self._keys.payload(request)) for request in orphaned),
             ]
@@ -145,3 +152,28 @@ class Outbox:
         for running in fenced:
             if not running.ended:
                 self._on_fenced(running)
+
+
+def _frame(events: list[Event]) -> bytes:
+    """What an engine has made that cannot be told (text that is no Unicode, say) fails its own job, and takes neither
+    this session nor other jobs along."""
+    try:
+        return encode(Frame(events))
+    except Exception:
+        log.exception("something cannot be passed on")
+        return encode(Frame([_told_or_failed(event) for event in events]))
+
+
+def _told_or_failed(event: Event) -> Event:
+    try:
+        encode(event)
+    except Exception:
+        return Failed(
+            job=event.job,
+            attempt=event.attempt,
+            worker=event.worker,
+            seq=getattr(event, "seq", 0),
+            code=EngineFailed.code,
+            message="The engine made something that cannot be passed on.",
+        )
+    return event

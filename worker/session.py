@@ -12,6 +12,7 @@ import msgspec
 from registry.lease import LeaseKeeper, announce, bind_names, deregister, register
 from shared import __version__
 from shared.connection import BUS_ERRORS, Hearing, Redis, listen
+from shared.errors import EngineFailed
 from shared.keys import Keys
 from shared.logging import get_logger
 from shared.messages import Abort, WorkerInfo, decode_control, new_process_id
@@ -316,7 +317,12 @@ class Session:
             running = self._running.get(output.id)
             if running is None:
                 continue
-            running.add(output)
+            try:
+                running.add(output)
+            except Exception as error:  # of this output alone: those of others come with it
+                log.exception("what request %s was answered cannot be taken", output.id)
+                running.error = EngineFailed(f"The engine failed: {error}")
+                self._engine.abort(output.id)
             self._tokens += len(output.token_ids)
             if running.ended:
                 self._free(running)

@@ -220,14 +220,32 @@ async def test_what_passes_is_tried_again(stack: Stack, answers: list[bytes], as
     ("given", "status", "code", "asked"),
     [
         (answer(429, b"{}", "retry-after: 0"), 429, "upstream_busy", 3),
+        (answer(429, b"{}", "retry-after: nan"), 429, "upstream_busy", 3),
         (answer(401), 502, "upstream_error", 1),
+        (answer(402, b'{"error": {"message": "sk-acme has no money"}}'), 502, "upstream_error", 1),
+        (answer(307, b"", "location: /elsewhere"), 502, "upstream_error", 1),
         (answer(404), 502, "upstream_error", 1),
         (answer(400, b'{"error": {"message": "bad top_p", "param": "top_p"}}'), 400, "invalid_value", 1),
         (answer(422, b'{"detail": "so"}'), 400, "invalid_value", 1),
         (answer(200, b"data: nonsense\n\n"), 502, "upstream_error", 1),
+        (answer(200, rb'data: {"choices": [{"delta": {"content": "\ud83d"}}]}'), 502, "upstream_error", 1),
+        (answer(200, b"data: " + b"x" * 17 * 2**20), 502, "upstream_error", 1),
+        (answer(200, b'{"choices": []}', "content-type: application/json"), 502, "upstream_error", 1),
         (answer(200, b'{"choices": []}'), 502, "upstream_error", 1),
     ],
-    ids=["busy", "our key", "no such model", "a bad request", "no error object", "nonsense", "no stream"],
+    ids=[
+        *(
+            "busy",
+            "for no time",
+            "our key",
+            "our bill",
+            "elsewhere",
+            "no such model",
+            "a bad request",
+            "no error object",
+        ),
+        *("nonsense", "half a character", "a line without end", "no stream", "a whole answer"),
+    ],
 )
 async def test_what_does_not_pass_is_told_once(stack: Stack, given: bytes, status: int, code: str, asked: int) -> None:
     upstream = Upstream(given)

@@ -10,6 +10,7 @@ from shared.messages import Abort, Claimed, Delta, Drain, Failed, Finished, Rele
 from shared.queue import JobQueue
 from tests.conftest import wait_until
 from tests.integration.bus import echo_session, listening, make_job
+from worker.engines.base import Output
 from worker.inquiry import Inquiry
 from worker.session import Leaving
 
@@ -93,6 +94,21 @@ async def test_an_abort_frees_the_slot(client: Any, redis_url: str, keys: Keys) 
         await enqueue(client, keys, make_job("s-0"))
         await wait_until(lambda: heard.of("s-0", Finished), description="the next job runs in the only slot")
     assert not heard.of("r-0", Finished)
+
+
+@pytest.mark.parametrize("text", ["half \ud83d", 5])
+async def test_what_cannot_be_passed_on_fails_its_own_job(client: Any, redis_url: str, keys: Keys, text: Any) -> None:
+    """Half a character, and what is no text: no engine should make either."""
+    async with (
+        listening(client, keys) as heard,
+        echo_session(client, redis_url, keys, slots=2, interval_ms=10) as (session, _),
+    ):
+        await enqueue(client, keys, make_job("r-0", max_tokens=5000), make_job("s-0", max_tokens=60))
+        await wait_until(lambda: heard.of("r-0", Delta) and heard.of("s-0", Delta), description="both run")
+        session.deliver([Output(id="r-0#0", text=text), Output(id="s-0#0")])
+        await wait_until(lambda: heard.of("r-0", Failed), description="its failure")
+        await wait_until(lambda: heard.of("s-0", Finished), description="the other's end")
+    assert len(heard.text("s-0").split()) == 60
 
 
 async def test_an_abort_of_another_attempt_is_not_for_this_one(client: Any, redis_url: str, keys: Keys) -> None:
