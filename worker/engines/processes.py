@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
-from typing import NoReturn
+from multiprocessing import resource_tracker, spawn
+from typing import Any, NoReturn
 
 import psutil
 
@@ -46,6 +46,22 @@ def end_with(pid: int) -> None:
         os._exit(0)
 
     threading.Thread(target=watch, name="end-with", daemon=True).start()
+
+
+def bind(pid: int) -> None:
+    """Whatever multiprocessing spawns here from now on ends with process `pid`, from its first moment on, and what is
+    spawned there too. Idempotent."""
+    if hasattr(spawn.get_command_line, "bound"):
+        return
+    usual = spawn.get_command_line
+
+    def command_line(**handles: Any) -> list[str]:
+        *words, program, mark = usual(**handles)
+        first = f"from worker.engines import processes as ours; ours.end_with({pid}); ours.bind({pid}); "
+        return [*words, first + program, mark]
+
+    command_line.bound = True  # type: ignore[attr-defined]
+    spawn.get_command_line = command_line
 
 
 def end(why: str) -> NoReturn:

@@ -4,7 +4,6 @@ It takes what another worker made of a sequence for a part of the prompt, so tha
 penalize nothing of that; and its grammars know no special tokens.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +20,7 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from shared.logging import get_logger
 from worker.engines.grammar import Grammars, bytes_of_tokens
-from worker.engines.processes import end_with
-from worker.engines.vllm_impl import EXTRA, SERVES
+from worker.engines.vllm_impl import EXTRA
 
 log = get_logger(__name__)
 
@@ -36,8 +34,6 @@ class Continued(AdapterLogitsProcessor):  # type: ignore[misc]
         super().__init__(vllm_config, device, is_pin_memory)
         self._config: ModelConfig = vllm_config.model_config
         self._grammars = cache(self._make_grammars)
-        # vLLM's processes would go on without the one that they serve, and keep a GPU's memory; but not without this.
-        end_with(int(os.environ[SERVES]))
 
     def is_argmax_invariant(self) -> bool:
         return False

@@ -26,13 +26,12 @@ from worker.engines.frontend import Frontend
 from worker.engines.grammar import as_lark
 from worker.engines.logprobs import LEAST, Pieces, scored_token
 from worker.engines.options import CPU_MEMORY_UTILIZATION, SLOTS, EngineOptions
-from worker.engines.processes import end
+from worker.engines.processes import bind, end
 from worker.engines.seeds import seed_of
 from worker.engines.streamed import Clock, StreamedEngine
 
 CONTINUED = "worker.engines.vllm_continued:Continued"
 EXTRA = "tokenbus"
-SERVES = "TOKENBUS_VLLM_SERVES"  # in the environment of its processes: the one that they belong to
 ADAPTERS = 8  # in one step, if no --max-loras asks for more
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 LOOK_S = 0.2
@@ -52,7 +51,7 @@ class VllmStreamer:
 
     def load(self) -> EngineInfo:
         os.environ.setdefault(MULTIPROCESSING, "spawn")  # a fork would hold what is open here, Redis too
-        os.environ[SERVES] = str(os.getpid())
+        bind(os.getpid())  # vLLM's processes would go on without it, and keep a GPU's memory
         os.environ.setdefault(RUNNER, "0")  # the second one takes processors of another kind than `vllm_continued`
         if self._options.threads is not None:
             os.environ.setdefault("OMP_NUM_THREADS", str(self._options.threads))
