@@ -21,7 +21,7 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.errors import one_line, shortened
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import Loadable, LoadState, Offer, WorkerInfo, encode
+from shared.messages import Loadable, LoadState, Offer, WorkerInfo, decode_offer, encode
 
 log = get_logger(__name__)
 
@@ -32,7 +32,8 @@ FORGOTTEN_S = 60
 ASKED_FOR_S = 5.0  # after that a client has given up: gateways repeat what is waited for
 SPARED_S = 2.0  # what was just loaded is not idle: its requests are on their way
 PATIENT_S = 5.0  # that somebody waits for memory before what is asked for again and again counts as idle in between
-SPARED_NO_LONGER_S = 0.5
+CLAIM_MS = 3000  # until an offer tells what is loaded
+LOOK_AT_LOAD_S, STILL_S, STILL = 5.0, 60.0, 0.002  # a load that uses less of a core for so long hangs
 FAILED_S = 30.0  # until a load that failed is tried again
 LONGEST_LOAD_S = 1800.0
 MOST_DEATHS = 3  # of a worker that has served, one after the other
@@ -58,6 +59,10 @@ class OnDemand:
     used: float = NEVER
     asked: float = NEVER  # since it was last unloaded
     waits_since: float = FOREVER
+    moved: float = 0.0  # when a load was last seen to compute
+    looked: float = 0.0
+    cpu_s: float = 0.0  # that it had used then
+    was_killed: bool = False  # while it was loaded, since it was last there
     failed: float = 0.0
     error: str = ""
     demand: float = 0.0  # as the gateways wrote it
@@ -115,7 +120,8 @@ class Loader:
         now = time.monotonic()
         for model in self._models:
             if (child := workers.get(model.model.name)) is not None:
-                model.child, model.state, model.started, model.used = child, "loading", now, now
+                model.child, model.state = child, "loading"
+                model.started = model.moved = model.used = now
         offers = asyncio.create_task(self._repeat(self._offer), name="offers")  # apart from looks, which may take long
         try:
             yield
@@ -175,25 +181,47 @@ class Loader:
         if model.state == "loading" and workers:
             if not self._supervisor.keeps(model.child):
                 model.takes = max(1.0, now - model.started)
-            model.state, model.used, model.loaded = "loaded", now, now
+            model.state, model.used, model.loaded, model.was_killed = "loaded", now, now, False
             self._supervisor.keep(model.child)
         elif model.state == "loaded" and not workers:  # it is started again, by its keeper
-            model.state, model.started, model.deaths = "loading", now, model.child.deaths - 1
+            model.state, model.started, model.moved, model.deaths = "loading", now, now, model.child.deaths - 1
         elif model.state == "loading":
             self._judge(model, model.child, now)
 
     def _judge(self, model: OnDemand, child: Child, now: float) -> None:
-        """A load that goes on, or has failed."""
-        why = ""
-        if not self._supervisor.keeps(child):
-            why = f"its worker {how_it_ended(child.exit_code)}" if child.exit_code is not None else ""
-        elif child.deaths - model.deaths >= MOST_DEATHS:
+        """A load that goes on, or has failed. One that was killed, by whoever needed its memory say, is begun once
+        more; a worker that has served and hangs is killed, and started again by its keeper."""
+        is_kept, why = self._supervisor.keeps(child), ""
+        if self._is_still(model, child, now):
+            if is_kept:
+                log.warning("%s hangs while it is started again, and is killed", model.model.name)
+                model.moved = now
+                child.kill()
+                return
+            why = f"it has computed nothing for {STILL_S:g} s"
+        if not is_kept and child.exit_code is not None:
+            why = f"its worker {how_it_ended(child.exit_code)}"
+            if child.exit_code < 0 and not model.was_killed:
+                log.warning("%s: %s while it was loaded, and is loaded again", model.model.name, why)
+                self._let_go(model, "waiting")
+                model.was_killed, model.asked = True, now
+                return
+        elif is_kept and child.deaths - model.deaths >= MOST_DEATHS:
             why = "its worker ends again and again"
         if now - model.started > LONGEST_LOAD_S:
             why = f"it has not come within {LONGEST_LOAD_S:g} s"
         if why:
             last = [line for line in child.last_words() if line.strip()][-1:]
             self._fail(model, ": ".join([why, *last]), now)
+
+    def _is_still(self, model: OnDemand, child: Child, now: float) -> bool:
+        """A stopped or stuck process uses no time of any processor."""
+        if now - model.looked > LOOK_AT_LOAD_S:
+            used = child.cpu_s()
+            if not 0 <= used - model.cpu_s < STILL * (now - model.looked):  # a new process has used less
+                model.moved = now
+            model.looked, model.cpu_s = now, used
+        return now - model.moved > STILL_S
 
     def _fail(self, model: OnDemand, why: str, now: float) -> None:
         model.error, model.failed = shortened(why, LONGEST_ERROR), now
@@ -229,14 +257,36 @@ class Loader:
                 model.state = "waiting" if wanted else "unloaded"
         waiting = [model for model in self._models if model.state == "waiting" and model.child is None]
         waiting.sort(key=lambda model: model.waits_since)
+        elsewhere = await self._loaded_elsewhere() if waiting else set()
         for number, model in enumerate(waiting):
-            if model.need and self._memory.is_measured and any(other.state == "loading" for other in self._models):
+            if model.model.name in elsewhere:
+                continue
+            if model.need and self._memory.is_measured and any(map(self._is_unmeasured, self._models)):
                 continue
             room = await self._room(model)
             if room is None and number == 0 and await self._makes_room(model, snapshot, now):
                 room = Place()
-            if room is not None:
+            if room is not None and await self._redis.set(
+                self._keys.load(model.model.name), self._id, nx=True, px=CLAIM_MS
+            ):
                 await self._load(model, room, now)
+
+    def _is_unmeasured(self, model: OnDemand) -> bool:
+        """It is loaded for the first time: what it takes does not show yet."""
+        return model.state == "loading" and (model.child is None or not self._supervisor.keeps(model.child))
+
+    async def _loaded_elsewhere(self) -> set[str]:
+        """Models that another loader has begun to load, or has."""
+        found = [id.decode() for id in await self._redis.zrange(self._keys.loaders(), 0, -1)]
+        others = [self._keys.loader(id) for id in found if id != self._id]
+        offers = await self._redis.line.batch([("GET", key) for key in others])
+        return {
+            model.names[0]
+            for blob in offers
+            if blob is not None
+            for model in decode_offer(blob).models
+            if model.state in ("loading", "loaded")
+        }
 
     async def _room(self, model: OnDemand, freed: Freed = MappingProxyType({})) -> Place | None:
         taken = sum(other.need for other in self._models if other.child is not None)
@@ -245,32 +295,36 @@ class Loader:
     async def _makes_room(self, model: OnDemand, snapshot: Snapshot, now: float) -> bool:
         """Of those that are idle the ones that were not used for the longest time leave, if that helps. True: it is to
         be loaded all the same."""
-        others = [other for other in self._models if other.child is not None]
+        others = [
+            other
+            for other in self._models
+            if other.child is not None and other.need > 0 and bool(gpus_of(other.model)) == bool(gpus_of(model.model))
+        ]
         if not others:
             return True  # nobody could make more of it: the worker says what is wrong, if anything is
         if any(other.leaving for other in others):
             return False
-        spared = SPARED_S if now - model.waits_since < PATIENT_S else SPARED_NO_LONGER_S
-        leaving, freed = [], Counter[str]()
+        spared = SPARED_S if now - model.waits_since < PATIENT_S else 0.0
+        leaving, freed, room = list[OnDemand](), Counter[str](), None
         for other in sorted(others, key=lambda other: other.used):
-            is_of_use = other.need > 0 and bool(gpus_of(other.model)) == bool(gpus_of(model.model))
-            if not is_of_use or not await self._is_idle(other, snapshot, now, spared):
-                continue
-            leaving.append(other)
-            freed.update(other.place.shares(other.need))
-            if (room := await self._room(model, freed)) is not None:
-                for one in leaving:
-                    if not self._memory.is_measured or not room.gpus or set(one.place.gpus) & set(room.gpus):
-                        self._unload(one, f"{model.model.name} needs its memory")
-                break
+            if room is None and await self._is_idle(other, snapshot, now, spared):
+                leaving.append(other)
+                freed.update(other.place.shares(other.need))
+                room = await self._room(model, freed)
+        if room is None and len(leaving) < len(others):
+            return False
+        where = room.gpus if room is not None and self._memory.is_measured else ()  # otherwise all of them together
+        for one in leaving:
+            if not where or set(where) & set(one.place.gpus):
+                self._unload(one, f"{model.model.name} needs its memory")
         return False
 
     async def _load(self, model: OnDemand, room: Place, now: float) -> None:
         log.info("%s is loaded: somebody asks for it", model.model.name)
-        model.state, model.started, model.waits_since = "loading", now, FOREVER
+        model.state, model.started, model.moved, model.waits_since = "loading", now, now, FOREVER
         try:
             model.child = await self._supervisor.start(room.given_to(model.service))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._fail(model, f"its worker does not start: {one_line(error)}", now)
 
     def _workers(self, model: OnDemand, snapshot: Snapshot) -> list[WorkerInfo]:

@@ -1,5 +1,6 @@
 """How much memory a model needs, and how much there is."""
 
+import glob
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from cli.stack import Model
 from cli.supervisor import Service
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+NO_WEIGHTS = ("optimizer.bin", "optimizer.pt", "scheduler.pt", "training_args.bin")
+SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 BESIDE_WEIGHTS = 1.2  # for keys and values, and what a step needs
 PROCESS = 2**30  # bytes of a process with its libraries
 UTILIZATION = 0.9  # of a GPU, by default
@@ -28,10 +31,30 @@ PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-siz
 
 def weights_of(path: str | None) -> int:
     """Bytes; 0 of what is not on this disk."""
-    if path is None or not Path(path).exists():
+    if path is None:
         return 0
-    files = [Path(path)] if Path(path).is_file() else Path(path).iterdir()
-    return sum(file.stat().st_size for file in files if file.suffix in WEIGHTS and file.exists())
+    place = Path(path)
+    if place.is_file():
+        part = SPLIT.search(place.name)
+        files = (
+            [place] if part is None else list(place.parent.glob(f"{glob.escape(place.name[: part.start()])}-*-of-*"))
+        )
+    else:
+        found = [file for file in (place if place.is_dir() else _from_hub(path)).glob("*") if file.suffix in WEIGHTS]
+        # The same weights may be there in several formats, of which the first is read.
+        kinds = [[file for file in found if file.suffix == suffix] for suffix in WEIGHTS]
+        files = next((kind for kind in kinds if kind), [])
+    return sum(file.stat().st_size for file in files if file.exists() and file.name not in NO_WEIGHTS)
+
+
+def _from_hub(id: str) -> Path:
+    """Where it lies, if it has been loaded before."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(id, local_files_only=True))
+    except Exception:  # it is none, it is not there, the library is not
+        return Path(os.devnull)
 
 
 def need_of(model: Model) -> int:

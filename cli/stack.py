@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
+from zlib import crc32
 
 from cli.supervisor import Service
 from cli.valkey import EmbeddedValkey
 from worker.settings import path_and_name
 
 VALKEY_TIER, WORKER_TIER, GATEWAY_TIER = 0, 1, 2  # a gateway still gives errors to its clients while workers leave
+LONGEST_FILE_NAME = 100
 SETTLING_S = 5.0  # to end after the drain
 
 # Variables that would override what a child is told, or mean nothing to it.
@@ -75,7 +78,12 @@ class Stack:
         return Service(
             name="gateway",
             command=(*_python("gateway"), *self._flags, *_spell(flags)),
-            environment=self._environment | {"TOKENBUS_API_KEYS": ",".join(api_keys)},
+            environment={
+                **self._environment,
+                "TOKENBUS_API_KEYS": ",".join(api_keys),
+                # Of two tables both would count.
+                **({"TOKENBUS_ALIASES": ""} if "aliases" in flags else {}),
+            },
             log=self._logs / "gateway.log",
             tier=GATEWAY_TIER,
             grace_s=self._grace_s,
@@ -87,7 +95,7 @@ class Stack:
             name=f"worker {model.name}",
             command=(*_python("worker"), *self._flags, *model.words()),
             environment=self._environment | {"TOKENBUS_API_KEYS": "", "TOKENBUS_STARTED_BY": started_by},
-            log=self._logs / f"worker-{model.name.replace('/', '_')}.log",
+            log=self._logs / f"worker-{_file_name(model.name)}.log",
             tier=WORKER_TIER,
             grace_s=self._grace_s,
         )
@@ -103,6 +111,12 @@ def valkey(server: EmbeddedValkey, lock: int, logs: Path) -> Service:
         tier=VALKEY_TIER,
         orphan_signal=signal.SIGTERM,  # it writes its append-only file to the end
     )
+
+
+def _file_name(model: str) -> str:
+    """One for each model; they may be called as no file can be."""
+    name = quote(model, safe=" ")
+    return name if len(name) <= LONGEST_FILE_NAME else f"{name[:LONGEST_FILE_NAME]}-{crc32(model.encode()):08x}"
 
 
 def _python(module: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 LOOK_EVERY_S = 0.1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 STEADY_S = 60.0  # a child that lived so long is restarted without a longer pause than the last time
@@ -75,6 +77,17 @@ class Child:
     @property
     def exit_code(self) -> int | None:
         return self._process.returncode if self._process else None
+
+    def cpu_s(self) -> float:
+        """That it has used, and what it started."""
+        used = 0.0
+        with suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            for one in (process, *process.children(recursive=True)):
+                with suppress(psutil.Error):
+                    times = one.cpu_times()
+                    used += times.user + times.system
+        return used
 
     def last_words(self) -> list[str]:
         try:
@@ -142,10 +155,15 @@ class Supervisor:
                     stopping.create_task(child.stop(), name=f"stop {child.service.name}")
 
     async def start(self, service: Service) -> Child:
+        """Raises OSError, or ValueError for a command that no process can be given."""
         service.log.unlink(missing_ok=True)
         child = Child(service)
         self._children.append(child)
-        await child.start()
+        try:
+            await child.start()
+        except (OSError, ValueError):
+            self._children.remove(child)
+            raise
         return child
 
     def keeps(self, child: Child) -> bool:

@@ -156,7 +156,10 @@ def serving(settings: UpSettings, stack: Stack, started_by: str) -> Serving:
     ]
     if file.aliases:
         flags["aliases"] = json.dumps(file.aliases)
-    at_start = [model for name, model in models.items() if file.models[name].preload]
+    preloaded = [name for name in models if file.models[name].preload]
+    if file.memory is not None and sum(needs[name] for name in preloaded) > file.memory:
+        raise StartupError(f"{settings.models_file}: memory: all that is to be preloaded takes more")
+    at_start = [models[name] for name in preloaded]
     return Serving(at_start, on_demand, Memory(file.memory), flags)
 
 

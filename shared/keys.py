@@ -29,6 +29,10 @@ class Keys:
         """zset with a TTL, loader id -> last seen (s): who loads models on demand; an index, never trusted alone."""
         return f"{self.namespace}:loaders"
 
+    def load(self, model: str) -> str:
+        """string loader id with a TTL: who begins to load it, until its offer says so."""
+        return f"{self.namespace}:load:{model}"
+
     def loader(self, loader: str) -> str:
         """string Offer with a TTL: the loader's lease."""
         return f"{self.namespace}:loader:{loader}"

@@ -29,10 +29,16 @@ def fingerprint_of_adapter(base: str, folder: str) -> str:
 def rank_of(folder: str) -> int:
     """The largest of its ranks."""
     config = config_of(folder)
-    try:
-        return int(max([config.get("r", 8), *(config.get("rank_pattern") or {}).values()]))
-    except (TypeError, ValueError):
-        raise StartupError(f"--lora-modules: {folder}: its ranks are no numbers") from None
+    return int(max(_numbers(folder, config, "r", "rank_pattern")))
+
+
+def _numbers(folder: str, config: dict[str, Any], name: str, patterns: str) -> list[int | float]:
+    """Of all modules, and those of some. Raises StartupError."""
+    others = config.get(patterns) or {}
+    found = [config.get(name, 8), *(others.values() if isinstance(others, dict) else (None,))]
+    if not all(isinstance(number, int | float) and 0 < number < float("inf") for number in found):
+        raise StartupError(f"--lora-modules: {folder}: {name} or {patterns} are no numbers")
+    return found
 
 
 def config_of(folder: str) -> dict[str, Any]:
@@ -74,7 +80,9 @@ def matrices(folder: str) -> Iterator[tuple[str, Any, Any, float]]:
     except ModuleNotFoundError:
         raise StartupError("--lora-modules needs the library 'peft': pip install 'tokenbus[transformers]'") from None
 
-    config_of(folder)
+    told = config_of(folder)
+    _numbers(folder, told, "r", "rank_pattern")
+    _numbers(folder, told, "lora_alpha", "alpha_pattern")
     try:
         config = LoraConfig.from_pretrained(str(Path(folder).expanduser()))
         tensors = load_peft_weights(str(Path(folder).expanduser()), device="cpu")
@@ -86,6 +94,10 @@ def matrices(folder: str) -> Iterator[tuple[str, Any, Any, float]]:
     found: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
+        if name.endswith(".base_layer.weight"):
+            module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
+            why = f"it holds the whole of {module} too; save it with save_embedding_layers=False"
+            raise StartupError(f"--lora-modules: {folder}: {why}")
         if match is None or tensor.dim() != 2:
             raise StartupError(f"--lora-modules: {folder}: {name} is not supported: only linear layers are")
         found.setdefault(match["module"], {})[match["side"]] = tensor
@@ -93,5 +105,8 @@ def matrices(folder: str) -> Iterator[tuple[str, Any, Any, float]]:
         if len(sides) < 2:
             raise StartupError(f"--lora-modules: {folder}: of {module} one half is missing")
         rank = sides["A"].shape[0]
-        alpha = patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha)
+        try:
+            alpha = patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha)
+        except re.error as error:
+            raise StartupError(f"--lora-modules: {folder}: alpha_pattern: {error}") from None
         yield module, sides["A"], sides["B"], alpha / (rank**0.5 if config.use_rslora else rank)

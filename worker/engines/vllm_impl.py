@@ -116,12 +116,18 @@ class VllmStreamer:
         return self._frontend.prepare(request, Completion)
 
     async def stream(self, completion: Completion) -> AsyncIterator[Output]:
-        with self._figures.clock.works():
-            async with aclosing(self._stream(completion)) as outputs:
-                async for output in outputs:
-                    yield output
+        # Where it comes back, the one before may not be forgotten yet.
+        name = f"{completion.id}-{time.monotonic_ns()}"
+        try:
+            with self._figures.clock.works():
+                async with aclosing(self._stream(completion, name)) as outputs:
+                    async for output in outputs:
+                        yield output
+        except asyncio.CancelledError:
+            await self._llm.abort(name)  # vLLM itself does not, of one that is on its way to its engine
+            raise
 
-    async def _stream(self, completion: Completion) -> AsyncGenerator[Output]:
+    async def _stream(self, completion: Completion, name: str) -> AsyncGenerator[Output]:
         from vllm.inputs import tokens_input
 
         if completion.finish_reason is not None:  # what another worker made of it was all
@@ -131,8 +137,7 @@ class VllmStreamer:
             async for made in self._llm.generate(
                 tokens_input(list(completion.ids)),
                 _sampling(completion),
-                # Where it comes back, the one before may not be forgotten yet.
-                f"{completion.id}-{time.monotonic_ns()}",
+                name,
                 lora_request=self._adapter(completion.request.adapter),
             ):
                 output = self._take(completion, made)
