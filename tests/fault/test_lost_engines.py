@@ -62,16 +62,20 @@ def assert_same(streamed: Streamed, undisturbed: Streamed) -> None:
 
 
 @needs_vllm
-async def test_nothing_of_vllm_outlives_its_worker(stack: Stack, llama_for_vllm: Path) -> None:
-    await stack.gateway()
-    worker = await stack.worker(
-        *("--engine", "vllm", "--model-path", str(llama_for_vllm), "--model-names", "echo", "--enforce-eager"),
-        python=str(VLLM),
-    )
-    children = psutil.Process(worker.pid).children(recursive=True)
-    assert children
+async def test_nothing_of_vllm_outlives_a_worker_that_is_killed_while_it_loads(
+    stack: Stack, llama_for_vllm: Path
+) -> None:
+    flags = ("--engine", "vllm", "--model-path", str(llama_for_vllm), "--model-names", "echo", "--enforce-eager")
+    worker = stack.spawn("worker", *flags, python=str(VLLM))
+    loading = psutil.Process(worker.pid)
+
+    def spawned() -> list[psutil.Process]:
+        children = loading.children(recursive=True)
+        return children if any("spawn_main" in " ".join(child.cmdline()) for child in children) else []
+
+    children = await wait_until(spawned, description="vLLM has begun another process", timeout=180)
     worker.kill()
-    await wait_until(lambda: not any(map(is_alive, children)), description="all have ended", timeout=20)
+    await wait_until(lambda: not any(map(is_alive, children)), description="all have ended")
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -118,6 +122,25 @@ async def test_when_llama_server_is_killed_its_streams_go_on_when_it_is_back(sta
     (after,) = await rows(stack, 1)
     assert after["worker"] == before["worker"]  # it has lost nothing but a process
     assert await redelivered(stack) == 2
+
+
+@pytest.mark.model
+async def test_when_llama_server_hangs_its_worker_ends_and_its_streams_go_on_at_the_next(stack: Stack) -> None:
+    await stack.gateway()
+    short = chat("Write a story about a lighthouse.", max_tokens=60, temperature=0)
+    worker = await stack.worker(*LLAMA, "--threads", "1", "--hang-timeout", "4")
+    undisturbed = await stream(stack, short)
+    progress = Progress()
+    async with asyncio.TaskGroup() as tasks:
+        streams = [tasks.create_task(watched(stack, short, progress, number)) for number in range(2)]
+        await progress.reached(10, streams=2)
+        llama_of(worker).suspend()
+        next_one = tasks.create_task(stack.worker(*LLAMA, "--threads", "1"))
+    assert await asyncio.to_thread(worker.wait) == 1
+    assert "the engine hangs" in worker.said()
+    assert not next_one.result().ended
+    for one in streams:
+        assert_same(one.result(), undisturbed)
 
 
 @pytest.mark.model

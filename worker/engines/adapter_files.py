@@ -12,6 +12,7 @@ from shared.errors import StartupError, one_line
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+WHOLE = ".base_layer.weight"  # which peft saves too of what it takes for an embedding, as a head tied to one
 # Ways of beginning a training that leave the model's own weights as they are; pissa, olora and others change them.
 BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Of peft's LoraConfig: what makes of two matrices more than their product.
@@ -94,8 +95,8 @@ def matrices(folder: str) -> Iterator[tuple[str, Any, Any, float]]:
     found: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
-        if name.endswith(".base_layer.weight"):
-            module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
+        if name.endswith(WHOLE) and name.replace(WHOLE, ".lora_A.weight") in tensors:
+            module = name.removeprefix("base_model.model.").removesuffix(WHOLE)
             why = f"it holds the whole of {module} too; save it with save_embedding_layers=False"
             raise StartupError(f"--lora-modules: {folder}: {why}")
         if match is None or tensor.dim() != 2:
