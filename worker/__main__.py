@@ -57,6 +57,7 @@ def options_of(settings: WorkerSettings) -> EngineOptions:
         upstream_model=settings.upstream_model,
         upstream_api_key=settings.upstream_api_key,
         engine_flags=tuple(settings.engine_flags),
+        hang_timeout=settings.hang_timeout,
         echo_interval_ms=settings.echo_interval_ms,
         echo_crash_word=settings.echo_crash_word,
     )

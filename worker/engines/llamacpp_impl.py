@@ -56,7 +56,8 @@ SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]  # in the ord
 
 def create(options: EngineOptions) -> Engine:
     head = head_of(options.model_path)
-    return StreamedEngine(LlamaEncoder(options, head) if head.pools else LlamaStreamer(options))
+    streamer = LlamaEncoder(options, head) if head.pools else LlamaStreamer(options)
+    return StreamedEngine(streamer, options.hang_timeout)
 
 
 class Served:

@@ -54,7 +54,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 def create(options: EngineOptions) -> Engine:
-    return StreamedEngine(OpenAIStreamer(options))
+    return StreamedEngine(OpenAIStreamer(options), options.hang_timeout)
 
 
 class _AgainError(Exception):

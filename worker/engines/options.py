@@ -18,6 +18,7 @@ class EngineOptions:
     memory that weights, cache and steps may take. enforce_eager: start sooner, without CUDA graphs and compiled layers.
     tool_call_parser, reasoning_parser: names of worker.engines.dialects. engine_flags: as they were typed, for vLLM.
     upstream_*: the server that requests are passed on to, its address ending with /v1, and its own name for the model.
+    hang_timeout: s without a step, after which the worker takes it for hanging.
     """
 
     model_path: str = ""
@@ -42,6 +43,7 @@ class EngineOptions:
     upstream_url: str | None = None
     upstream_model: str | None = None
     upstream_api_key: str | None = None
+    hang_timeout: float = 60.0
     echo_interval_ms: float = 0.0
     echo_crash_word: str | None = None
 

@@ -14,8 +14,6 @@ from worker.engines.figures import CacheFigures, StepTimes
 
 log = get_logger(__name__)
 
-DOUBTFUL_S = 30.0  # without a step, after which an engine whose requests were all aborted may hang
-
 
 class Streamer(Protocol):
     """All but `load` and `prepare` run on the event loop."""
@@ -46,8 +44,10 @@ class Streamer(Protocol):
 class StreamedEngine:
     """Runs a Streamer: a task for each request, and one delivery for all that they make in one turn of the loop."""
 
-    def __init__(self, streamer: Streamer) -> None:
+    def __init__(self, streamer: Streamer, hang_timeout: float) -> None:
+        """hang_timeout: s without a step, after half of which an engine whose requests were all aborted may hang."""
         self._streamer = streamer
+        self._doubtful_s = hang_timeout / 2
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._outputs: list[Output] = []
@@ -72,7 +72,7 @@ class StreamedEngine:
 
     def abort(self, request_id: str) -> None:
         if (task := self._tasks.pop(request_id, None)) is not None:
-            if (stalled := self._streamer.stalled_for()) > DOUBTFUL_S:
+            if (stalled := self._streamer.stalled_for()) > self._doubtful_s:
                 self._doubted_since = time.monotonic() - stalled
             task.cancel()
             self._outputs = [output for output in self._outputs if output.id != request_id]

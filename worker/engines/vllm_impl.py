@@ -41,7 +41,7 @@ MULTIPROCESSING = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 def create(options: EngineOptions) -> Engine:
-    return StreamedEngine(VllmStreamer(options))
+    return StreamedEngine(VllmStreamer(options), options.hang_timeout)
 
 
 class VllmStreamer:
