@@ -8,9 +8,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
+
+import msgspec
 
 from cli.memory import Freed, Memory, Place, gpus_of
 from cli.stack import Model
@@ -279,14 +281,12 @@ class Loader:
         """Models that another loader has begun to load, or has."""
         found = [id.decode() for id in await self._redis.zrange(self._keys.loaders(), 0, -1)]
         others = [self._keys.loader(id) for id in found if id != self._id]
-        offers = await self._redis.line.batch([("GET", key) for key in others])
-        return {
-            model.names[0]
-            for blob in offers
-            if blob is not None
-            for model in decode_offer(blob).models
-            if model.state in ("loading", "loaded")
-        }
+        loaded: set[str] = set()
+        for blob in await self._redis.line.batch([("GET", key) for key in others]):
+            with suppress(msgspec.MsgspecError):  # of another release
+                offered = decode_offer(blob).models if blob is not None else []
+                loaded.update(model.names[0] for model in offered if model.state in ("loading", "loaded"))
+        return loaded
 
     async def _room(self, model: OnDemand, freed: Freed = MappingProxyType({})) -> Place | None:
         taken = sum(other.need for other in self._models if other.child is not None)

@@ -115,3 +115,24 @@ def test_a_worker_is_told_its_place() -> None:
     assert Place.of(SERVICE) == Place()
     assert Place(("1", "3")).shares(10) == {"1": 5, "3": 5}
     assert Place().shares(10) == {"": 10}
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "weights"),
+    [
+        ({"model-00001-of-00002.safetensors": 3, "model-00002-of-00002.safetensors": 4, "config.json": 9}, "", 7),
+        ({"model.safetensors": 3, "pytorch_model.bin": 3, "optimizer.pt": 6}, "", 3),
+        ({"pytorch_model.bin": 3, "training_args.bin": 1}, "", 3),
+        (
+            {"m-00001-of-00002.gguf": 3, "m-00002-of-00002.gguf": 4, "n-00001-of-00002.gguf": 9},
+            "m-00001-of-00002.gguf",
+            7,
+        ),
+        ({"m.gguf": 3, "n.gguf": 9}, "m.gguf", 3),
+        ({}, "nowhere/at/all", 0),
+    ],
+)
+def test_weights_are_counted_once_and_whole(tmp_path: Path, files: dict[str, int], path: str, weights: int) -> None:
+    for name, size in files.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert memory.weights_of(str(tmp_path / path)) == weights

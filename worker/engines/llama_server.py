@@ -27,13 +27,13 @@ from worker.engines.processes import end
 log = get_logger(__name__)
 
 LOOK_EVERY_S = 0.05
-STEADY_S = 30.0  # who lived so long may die again
+STEADY_S = 30.0  # who served so long may die again
 DEATHS = 5  # in a row, in less than that
 LAST_LINES = 4
 LISTENED_S = 2.0
-MISSED_S = 2.0
+MISSED_S = 2.0  # that it cannot be reached, though it runs
 AGAIN_S = 1.0
-LEAST_START_S, STARTS = 30.0, 4
+LEAST_START_S, STARTS = 30.0, 4  # a start that takes longer, and so many times as long as the first, hangs
 # No connection is kept: llama-server closes idle ones, perhaps just when they are used.
 LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
 URL = "http://llama"  # a name for the socket
@@ -86,7 +86,7 @@ class LlamaServer:
         transport = httpx2.AsyncHTTPTransport(uds=str(self.socket), limits=LIMITS)
         return httpx2.AsyncClient(transport=transport, base_url=URL, timeout=None)
 
-    def is_missed(self) -> None:
+    def miss(self) -> None:
         """Nobody listens at its socket. If it runs all the same, and for longer than its end may take to be seen, it is
         of no use and is started again."""
         now = time.monotonic()
@@ -106,8 +106,9 @@ class LlamaServer:
             if not self._is_up.is_set() and self._took is None:
                 self._failed = why
                 return
+            has_served = self._is_up.is_set() and time.monotonic() - started > STEADY_S
             self._is_up.clear()
-            deaths = 1 if time.monotonic() - started > STEADY_S else deaths + 1
+            deaths = 1 if has_served else deaths + 1
             if deaths >= DEATHS:
                 end(why)
             log.error("%s; it is started again", why)

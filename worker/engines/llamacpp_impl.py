@@ -103,7 +103,7 @@ class Served:
                 if response.status_code != LOADING:
                     raise _error_of(response.status_code, said)
             except httpx2.ConnectError:
-                self._server.is_missed()
+                self._server.miss()
             except httpx2.HTTPError as error:
                 raise _lost(error) from error
             self._clock.step()  # it is not there, which is not to hang: it is started again, or this worker ends
