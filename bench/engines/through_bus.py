@@ -148,6 +148,8 @@ async def through_bus(options: argparse.Namespace) -> AsyncIterator[Stream]:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             content = json.dumps(body).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+            while idle and idle[-1].transport is None:  # the gateway has closed it, in the other's turn
+                idle.pop()
             if idle:
                 connection = idle.pop()
             else:
