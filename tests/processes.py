@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 
 from tests import forked
 from tests.conftest import free_port, wait_until
@@ -70,6 +71,10 @@ class Process:
     @property
     def ended(self) -> bool:
         return self.popen.poll() is not None
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _waited_s(pid: int) -> float:

@@ -45,7 +45,7 @@ class Stack:
 
 @pytest.fixture
 def start(tmp_path: Path, valkey_url: str) -> Iterator[Callable[[], Stack]]:
-    """Over a Redis that is there: the embedded ones of two tests that start at one moment would want one port."""
+    """Over a Redis that is there."""
     started: list[Stack] = []
 
     def start() -> Stack:

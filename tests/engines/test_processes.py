@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.conftest import wait_until
+from tests.processes import is_alive
 
 FAMILY = """
 import multiprocessing, os, sys, time
@@ -25,10 +26,6 @@ if __name__ == "__main__":
 """
 
 
-def lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.parametrize("generations", [1, 2])  # the last of them was just spawned, and has imported nothing yet
 async def test_what_is_spawned_ends_with_the_first_whenever_that_is_killed(tmp_path: Path, generations: int) -> None:
     (tmp_path / "family.py").write_text(FAMILY)
@@ -42,4 +39,4 @@ async def test_what_is_spawned_ends_with_the_first_whenever_that_is_killed(tmp_p
     others = family.children(recursive=True)
     first.kill()
     first.wait()
-    await wait_until(lambda: not any(map(lives, others)), description="all have ended")
+    await wait_until(lambda: not any(map(is_alive, others)), description="all have ended")

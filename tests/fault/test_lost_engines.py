@@ -11,7 +11,7 @@ from tests.e2e.conftest import chat_weights
 from tests.e2e.wire import Streamed, chat, stream
 from tests.engines.conftest import llama_for_vllm, save_model, tokenizer
 from tests.fault.streams import Progress, redelivered, rows, shared_by, watched
-from tests.processes import VLLM, Process, Stack
+from tests.processes import VLLM, Process, Stack, is_alive
 
 __all__ = ["llama_for_vllm", "save_model", "tokenizer"]
 TOKENS = 2500
@@ -76,10 +76,6 @@ async def test_nothing_of_vllm_outlives_a_worker_that_is_killed_while_it_loads(
     children = await wait_until(spawned, description="vLLM has begun another process", timeout=180)
     worker.kill()
     await wait_until(lambda: not any(map(is_alive, children)), description="all have ended")
-
-
-def is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @needs_vllm
