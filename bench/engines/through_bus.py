@@ -3,8 +3,8 @@
 python -m bench.engines.through_bus --engine llamacpp --model-path FILE.gguf --streams 1,4
 python -m bench.engines.through_bus --engine vllm --model-path FOLDER --streams 1,32     (where vLLM is installed)
 
-Rounds of both take turns. In each, so many streams at once take one request after the other from the same list: the
-replies have different lengths, so that requests come and go all the time.
+Rounds of both take turns, with the same requests, and are compared in pairs. In each, so many streams at once take one
+request after the other from the list: the replies have different lengths, so that requests come and go all the time.
 """
 
 import argparse
@@ -181,18 +181,21 @@ async def run(options: argparse.Namespace) -> None:
         for streams in options.streams:
             found: dict[str, list[Round]] = {"directly": [], "through the bus": []}
             for number in range(options.rounds + 1):  # the first warms up
-                for name, stream in (("directly", direct), ("through the bus", bus)):
+                requests = shape.requests(streams * options.each, chance)
+                turns = [("directly", direct), ("through the bus", bus)]
+                for name, stream in turns if number % 2 else reversed(turns):
                     await asyncio.sleep(options.pause)
-                    made = await measure(stream, streams, shape.requests(streams * options.each, chance))
+                    made = await measure(stream, streams, requests)
                     if number:
                         found[name].append(made)
             speeds = {name: statistics.median(one.tokens_per_s for one in made) for name, made in found.items()}
             firsts = {name: statistics.median(one.first_ms for one in made) for name, made in found.items()}
-            ratio = speeds["through the bus"] / speeds["directly"]
+            pairs = zip(found["through the bus"], found["directly"], strict=True)
+            ratios = [bus_made.tokens_per_s / made.tokens_per_s for bus_made, made in pairs]
             print(
                 f"{options.engine}, {streams} streams, {shape.prompt} in, {shape.output} out: "
                 + ", ".join(f"{name} {speeds[name]:.1f} tokens/s, first {firsts[name]:.1f} ms" for name in found)
-                + f"; {ratio:.3f}",
+                + f"; {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
                 flush=True,
             )
 

@@ -51,7 +51,8 @@ LOADING = 503
 SAMPLES, SAMPLE_BYTES = 32, 65_536
 CHARACTER = 4  # bytes, and so tokens, at most
 UNTOLD = {"logprob": LEAST, "top_logprobs": []}
-SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]  # in the order of the other engines
+# As the other engines draw, in another order: to cut to the best first leaves less to scale and to sort.
+SAMPLERS = ["penalties", "top_k", "temperature", "top_p", "min_p"]
 
 
 def create(options: EngineOptions) -> Engine:
@@ -310,7 +311,7 @@ class _Part:
             "cache_prompt": True,
             "samplers": SAMPLERS,
             "temperature": asked.temperature,
-            "top_k": asked.top_k,
+            "top_k": asked.top_k if asked.temperature else 1,  # or all the others would be drawn from, at no chance
             "top_p": asked.top_p,
             "min_p": asked.min_p,
             "repeat_penalty": asked.repetition_penalty,
