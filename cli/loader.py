@@ -8,22 +8,20 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-
-import msgspec
 
 from cli.memory import Freed, Memory, Place, gpus_of
 from cli.stack import Model
 from cli.supervisor import Child, Service, Supervisor, how_it_ended
-from registry.directory import Snapshot, take_snapshot
+from registry.directory import Snapshot, read_offers, take_snapshot
 from registry.table import waiting as queued
 from shared.connection import BUS_ERRORS, Redis
 from shared.errors import one_line, shortened
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import Loadable, LoadState, Offer, WorkerInfo, decode_offer, encode
+from shared.messages import Loadable, LoadState, Offer, WorkerInfo, encode
 
 log = get_logger(__name__)
 
@@ -279,14 +277,8 @@ class Loader:
 
     async def _loaded_elsewhere(self) -> set[str]:
         """Models that another loader has begun to load, or has."""
-        found = [id.decode() for id in await self._redis.zrange(self._keys.loaders(), 0, -1)]
-        others = [self._keys.loader(id) for id in found if id != self._id]
-        loaded: set[str] = set()
-        for blob in await self._redis.line.batch([("GET", key) for key in others]):
-            with suppress(msgspec.MsgspecError):  # of another release
-                offered = decode_offer(blob).models if blob is not None else []
-                loaded.update(model.names[0] for model in offered if model.state in ("loading", "loaded"))
-        return loaded
+        offers = await read_offers(self._redis, self._keys, but=self._id)
+        return {model.names[0] for offer in offers for model in offer.models if model.state in ("loading", "loaded")}
 
     async def _room(self, model: OnDemand, freed: Freed = MappingProxyType({})) -> Place | None:
         taken = sum(other.need for other in self._models if other.child is not None)

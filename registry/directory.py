@@ -13,7 +13,16 @@ from shared.connection import BUS_ERRORS, Redis
 from shared.errors import BusUnavailable, ModelLoading, ModelNotFound, NoWorkers
 from shared.keys import Keys
 from shared.logging import get_logger
-from shared.messages import LOAD_STATES, Loadable, ModelRecord, WorkerInfo, decode_model, decode_offer, decode_worker
+from shared.messages import (
+    LOAD_STATES,
+    Loadable,
+    ModelRecord,
+    Offer,
+    WorkerInfo,
+    decode_model,
+    decode_offer,
+    decode_worker,
+)
 
 log = get_logger(__name__)
 
@@ -70,6 +79,13 @@ def _understood(decode: Callable[[bytes], T], blob: bytes) -> T | None:
         return None
 
 
+async def read_offers(redis: Redis, keys: Keys, *, but: str) -> list[Offer]:
+    """Of all loaders but one."""
+    loaders = [loader.decode(errors="replace") for loader in await redis.zrange(keys.loaders(), 0, -1)]
+    blobs = await redis.line.batch(("GET", keys.loader(loader)) for loader in loaders if loader != but)
+    return _offers(blobs)
+
+
 async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
     """Three round trips at most: catalogue and loaders, every index, every lease. Indexes are hints; leases decide."""
     now = time.time()
@@ -94,15 +110,19 @@ async def take_snapshot(redis: Redis, keys: Keys) -> Snapshot:
     for blob in blobs:
         if blob is not None and (info := _understood(decode_worker, blob)):
             workers.setdefault(info.model, []).append(info)
-    return Snapshot(names, workers, _loadable(offers))
+    return Snapshot(names, workers, _loadable(_offers(offers)))
 
 
-def _loadable(offers: Iterable[bytes | None]) -> dict[str, Loadable]:
+def _offers(blobs: Iterable[bytes | None]) -> list[Offer]:
+    understood = (_understood(decode_offer, blob) for blob in blobs if blob is not None)
+    return [offer for offer in understood if offer is not None]
+
+
+def _loadable(offers: Iterable[Offer]) -> dict[str, Loadable]:
     """By each of the names. Of several who offer a model, that of who is furthest with it."""
     found: dict[str, Loadable] = {}
-    for blob in offers:
-        offer = _understood(decode_offer, blob) if blob is not None else None
-        for model in offer.models if offer else ():
+    for offer in offers:
+        for model in offer.models:
             for name in model.names:
                 if name not in found or LOAD_STATES.index(model.state) > LOAD_STATES.index(found[name].state):
                     found[name] = model

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import is_alive
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -73,7 +75,7 @@ class Up:
     def survivors(self, timeout: float = 10) -> list[psutil.Process]:
         """Which processes of the tree live on, after a moment's patience."""
         _, alive = psutil.wait_procs(self._seen, timeout=timeout)
-        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in alive if is_alive(process)]
 
     def interrupt(self, timeout: float = 30) -> int:
         self.tree()

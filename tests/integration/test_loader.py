@@ -155,6 +155,15 @@ async def test_of_two_loaders_one_loads(start: Start) -> None:
     assert sorted(one.models["a"].child is None for one in pair) == [False, True]
 
 
+async def test_what_a_loader_of_another_release_says_is_in_nobody_s_way(start: Start) -> None:
+    running = await start({"a": 1})
+    redis, keys = running.redis, running.keys
+    await redis.zadd(keys.loaders(), {"older": time.time(), b"\xff": time.time()})
+    await redis.expire(keys.loaders(), 60)
+    await redis.set(keys.loader("older"), b'{"models": 3}', ex=60)
+    await running.until("a", "loaded")
+
+
 async def test_what_is_larger_than_all_is_loaded_when_nothing_else_takes_memory(start: Start) -> None:
     """Its size is a guess."""
     running = await start({"a": 1, "free": 0, "huge": 2**60})
